@@ -1,0 +1,72 @@
+{#-
+    The database functions that the kernels and the tokenizer call, created
+    before every run (dbt run builds no function resources). They live in the
+    target schema; db_function() gives their qualified name.
+-#}
+{% macro create_functions() -%}
+    create schema if not exists {{ target.schema }};
+
+    {# Dropping would break plans of a run beside this one, so replace. #}
+    create or replace aggregate {{ db_function('vector_sum') }} (vector) (
+        sfunc = vector_add, stype = vector, parallel = safe
+    );
+
+    create or replace aggregate {{ db_function('vector_concat') }} (vector) (
+        sfunc = vector_concat, stype = vector, parallel = safe
+    );
+
+    create or replace function {{ db_function('array_add') }} (a real[], b real[])
+    returns real[] language sql immutable parallel safe strict as $body$
+        select array_agg(x + y order by i)
+        from unnest(a, b) with ordinality as element (x, y, i)
+    $body$;
+
+    create or replace aggregate {{ db_function('array_sum') }} (real[]) (
+        sfunc = {{ db_function('array_add') }}, stype = real[], parallel = safe
+    );
+
+    {# Raises the problem as the statement's error; true where there is none. #}
+    create or replace function {{ db_function('check_input') }} (problem text)
+    returns boolean language plpgsql as $body$
+    begin
+        if problem is not null then
+            raise exception '%', problem;
+        end if;
+        return true;
+    end
+    $body$;
+
+    {# The last n bytes. #}
+    create or replace function {{ db_function('right_bytes') }} (bytes bytea, n integer)
+    returns bytea language sql immutable strict parallel safe as $body$
+        select substring(bytes from greatest(octet_length(bytes) - n, 0) + 1)
+    $body$;
+
+    {{ create_tokenizer_functions(target.schema) }}
+
+    {#
+        The text that a token adds after the bytes before it: of a character
+        that is split over tokens nothing until it is whole, unless no more
+        will come.
+    #}
+    create or replace function {{ db_function('next_piece') }} (
+        bytes bytea, token bytea, is_last boolean
+    ) returns text language sql immutable strict parallel safe as $body$
+        select {{ db_function('decode_utf8') }}(
+            case
+                when is_last then pending.bytes
+                else {{ db_function('complete_utf8') }}(pending.bytes)
+            end
+        )
+        from (
+            select substr(
+                bytes, length({{ db_function('complete_utf8') }}(bytes)) + 1
+            ) || token as bytes
+        ) as pending
+    $body$;
+{%- endmacro %}
+
+
+{% macro db_function(name) -%}
+    {{ target.schema }}.{{ name }}
+{%- endmacro %}

@@ -1,0 +1,19 @@
+{#-
+    The places that the network computes now: the tokens of the newest step.
+    A layer that is built anew computes all of them (layer.sql says so by the
+    setting dbt_nn.all_places).
+
+    tokens   relation made by gpt2_tokens()
+    -> (sequence_id, position, token_id)
+-#}
+{% macro gpt2_frontier(tokens) -%}
+select
+    sequence_id,
+    position,
+    token_id
+from {{ tokens }}
+where step >= case
+    when current_setting('dbt_nn.all_places', true) = 'true' then 0
+    else (select max(step) from {{ tokens }})
+end
+{%- endmacro %}

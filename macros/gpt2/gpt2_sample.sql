@@ -1,0 +1,169 @@
+{#-
+    The next token of each sequence at the frontier.
+
+    logits       relation made by lm_head(): each sequence's newest position
+    prompts      relation made by gpt2_prompts(): the options
+    tokens       relation made by gpt2_tokens()
+    vocabulary, config   of the checkpoint
+    -> one row a token: (sequence_id, position, prompt_id, token_id, token,
+       piece, logprob, rank, alternatives, finish_reason)
+
+    Order and meaning of the options are those of transformers: repetition
+    penalty on the logits, then temperature, top-k, top-p, min-p. The random
+    number of a token is a function of (seed, prompt_id, position) alone.
+    logprob, rank and alternatives are of the network's own distribution,
+    before any option. finish_reason is NULL until a sequence's last token.
+-#}
+{% macro gpt2_sample(logits, prompts, tokens, vocabulary, config) -%}
+with newest as materialized (
+    select
+        prompts.*,
+        head.logits,
+        head.position + 1 as position,
+        {{ hyperparameter(config, 'n_positions') }} as context_length,
+        (
+            select head.position + 2 - count(*)
+            from {{ tokens }} as tokens
+            where tokens.sequence_id = prompts.sequence_id and tokens.step = 0
+        ) as generated
+    from (
+        select sequence_id, max(position) as position
+        from {{ frontier() }} as frontier
+        group by sequence_id
+    ) as last
+    inner join {{ logits }} as head using (sequence_id, position)
+    inner join {{ prompts }} as prompts using (sequence_id)
+),
+
+chosen as materialized (
+    select
+        newest.*,
+        choice.token_id,
+        newest.logits[choice.token_id + 1]::float8 as logit
+    from newest
+    cross join lateral (
+        {{ choose_token(penalized_logits('newest', tokens), 'newest') | indent(8) }}
+    ) as choice
+    where newest.position < newest.context_length
+        and newest.generated <= newest.max_new_tokens
+),
+
+{# The five likeliest tokens. #}
+likeliest as materialized (
+    select
+        chosen.sequence_id,
+        max(best.logit) as maximum,
+        array_agg(best.token_id order by best.logit desc, best.token_id) as token_ids,
+        array_agg(best.logit order by best.logit desc, best.token_id) as logits
+    from chosen
+    cross join lateral (
+        select (score.i - 1)::integer as token_id, score.x::float8 as logit
+        from unnest(chosen.logits) with ordinality as score (x, i)
+        order by score.x desc, score.i
+        limit 5
+    ) as best
+    group by chosen.sequence_id
+),
+
+{# log p = logit - normalizer #}
+ranked as materialized (
+    select
+        chosen.sequence_id,
+        likeliest.maximum + ln(total.exponentials) as normalizer,
+        total.rank
+    from chosen
+    inner join likeliest using (sequence_id)
+    cross join lateral (
+        select
+            sum({{ bounded_exp('score.x - likeliest.maximum') }} order by score.i)
+                as exponentials,
+            1 + count(*) filter (where score.x > chosen.logit) as rank
+        from unnest(chosen.logits) with ordinality as score (x, i)
+    ) as total
+),
+
+{#
+    The bytes before the token: as many as a stop string that it ends, or a
+    character that is split over tokens, can reach back.
+#}
+preceded as materialized (
+    select
+        chosen.sequence_id,
+        coalesce(string_agg(vocabulary.token, '' order by tokens.position), '') as bytes,
+        coalesce(
+            string_agg(vocabulary.token, '' order by tokens.position)
+                filter (where tokens.step > 0),
+            ''
+        ) as generated_bytes
+    from chosen
+    inner join {{ tokens }} as tokens
+        on chosen.sequence_id = tokens.sequence_id
+        and tokens.position >= chosen.position - greatest(
+            3, (select max(octet_length(stop)) from unnest(chosen.stop_strings) as stop)
+        )
+    inner join {{ vocabulary }} as vocabulary
+        on tokens.token_id = vocabulary.token_id
+    group by chosen.sequence_id
+),
+
+finished as materialized (
+    select
+        chosen.*,
+        coalesce(vocabulary.token, '') as token,
+        coalesce(preceded.generated_bytes, '') as generated_bytes,
+        case
+            when (
+                select eos.value @> to_jsonb(chosen.token_id)
+                from {{ config }} as eos
+                where eos.parameter = 'eos_token_id'
+            ) then 'eos_token'
+            when exists (
+                select
+                from unnest(chosen.stop_strings) as stop
+                where position(
+                    convert_to(stop, 'UTF8')
+                    in {{ db_function('right_bytes') }}(
+                        preceded.bytes, octet_length(stop) - 1
+                    ) || vocabulary.token
+                ) > 0
+            ) then 'stop_sequence'
+            when chosen.generated >= chosen.max_new_tokens
+                or chosen.position + 1 >= chosen.context_length
+                then 'length'
+        end as finish_reason
+    from chosen
+    left join preceded using (sequence_id)
+    left join {{ vocabulary }} as vocabulary using (token_id)
+)
+
+select
+    finished.sequence_id,
+    finished.position,
+    finished.prompt_id,
+    finished.token_id,
+    finished.token,
+    {{ db_function('next_piece') }}(
+        finished.generated_bytes,
+        case when finished.finish_reason is distinct from 'eos_token' then finished.token else '' end,
+        finished.finish_reason is not null
+    ) as piece,
+    finished.logit - ranked.normalizer as logprob,
+    ranked.rank,
+    (
+        select jsonb_agg(
+            jsonb_build_object(
+                'token_id', best.token_id,
+                'token', {{ db_function('decode_utf8') }}(vocabulary.token),
+                'logprob', best.logit - ranked.normalizer
+            )
+            order by best.i
+        )
+        from unnest(likeliest.token_ids, likeliest.logits)
+            with ordinality as best (token_id, logit, i)
+        left join {{ vocabulary }} as vocabulary using (token_id)
+    ) as alternatives,
+    finished.finish_reason
+from finished
+inner join likeliest using (sequence_id)
+inner join ranked using (sequence_id)
+{%- endmacro %}

@@ -1,0 +1,34 @@
+{#-
+    Logits over the vocabulary for each sequence's newest position.
+
+    input           [places, n]        relation of a layer
+    weights         [vocabulary, n]    relation
+    all_positions   for the frontier's every position instead
+    -> (place, logits real[vocabulary]); token t has logits[t + 1]. An array
+       and not a vector, since a vector ends at 16,000 elements.
+
+    Behaves as the lm_head of transformers' GPT2LMHeadModel.
+-#}
+{% macro lm_head(input, weights, all_positions=false) -%}
+    {{ return(adapter.dispatch('lm_head', 'dbt_nn')(input, weights, all_positions)) }}
+{%- endmacro %}
+
+
+{% macro postgres__lm_head(input, weights, all_positions) -%}
+with x as materialized (
+    select {{ place('x') }}, x.activation
+    from {{ at_frontier(input, 'x') }}
+    {%- if not all_positions %}
+    where not exists (
+        select from {{ input }} as later
+        where later.sequence_id = x.sequence_id
+            and later.position = x.position + 1
+    )
+    {%- endif %}
+)
+
+select
+    {{ place('x') }},
+    {{ matmul('x.activation', weights, as='array') }} as logits
+from x
+{%- endmacro %}

@@ -1,0 +1,126 @@
+{#-
+    `generation`: the last model of a network, which owns its loop.
+
+    A DAG has no cycles, so the step from the newest output back to the first
+    layer is made here: the model's SELECT, compiled as a layer's, samples the
+    next output (the next token, the next, less noisy image); advance() makes
+    it the frontier; then every layer runs again in the order of the DAG, until
+    no sequence is left. One call a step, in one transaction that is committed
+    when the step is done; no dbt work besides.
+
+    meta: network and place as for a layer. The network's family tells the
+    macros of the loop, <family>_advance() and <family>_progress(); unit is what
+    a step adds, for the terminal: tokens, images.
+-#}
+{% materialization generation, adapter='postgres' %}
+    {%- set relation = this.incorporate(type='table') -%}
+    {%- set family = config.meta_get('family') -%}
+    {%- set network = config.meta_get('network') -%}
+
+    {{ run_hooks(pre_hooks) }}
+    {{ drop_relation_if_exists(load_cached_relation(this)) }}
+    {% call statement('create') -%}
+        {{ create_layer(relation, sql) }}
+        {{ create_step_function(relation, network, family) }}
+    {%- endcall %}
+    {% do persist_docs(relation, model) %}
+    {{ adapter.commit() }}
+
+    {% do run_loop(relation, network, family) %}
+
+    {% call statement('main') -%}
+        analyze {{ relation }}
+    {%- endcall %}
+    {{ run_hooks(post_hooks) }}
+    {{ adapter.commit() }}
+    {{ return({'relations': [relation]}) }}
+{% endmaterialization %}
+
+
+{#-
+    Samples from the layers' first run (the prompt), then makes step after step
+    while progress() counts any as left. Each is committed.
+-#}
+{% macro run_loop(relation, network, family) -%}
+    {%- set progress = context[family ~ '_progress'](relation, network) -%}
+    {%- set clock = modules.datetime.datetime -%}
+    {%- set state = committed_step(forward_function(relation), progress) -%}
+    {%- do print(state['news']) -%}
+    {%- set loop_state = {'steps': state['steps'], 'places': 0} -%}
+    {%- set started = clock.now() -%}
+    {%- for step in range(state['steps']) if loop_state.steps > 0 -%}
+        {%- set state = committed_step(step_function(relation), progress) -%}
+        {%- do loop_state.update({
+            'steps': state['steps'],
+            'places': loop_state.places + state['places'],
+        }) -%}
+        {%- do print('%4d left  %6.1f %s/s  %s' | format(
+            loop_state.steps,
+            loop_state.places / (clock.now() - started).total_seconds(),
+            config.meta_get('unit'),
+            state['news'],
+        )) -%}
+    {%- endfor -%}
+{%- endmacro %}
+
+
+{% macro committed_step(function, progress) -%}
+    {%- call statement('step', fetch_result=true, auto_begin=true) -%}
+        select {{ function }}();
+        {{ progress }}
+    {%- endcall -%}
+    {%- do adapter.commit() -%}
+    {{ return(load_result('step').table.rows[0]) }}
+{%- endmacro %}
+
+
+{#- The network's layers, as graph nodes, in an order in which each comes
+    after those that it reads. -#}
+{% macro layers_in_order(network) -%}
+    {%- set waiting = [] -%}
+    {%- for node in graph.nodes.values()
+        if node.resource_type == 'model'
+        and node.config.materialized == 'layer'
+        and node.config.meta.network == network -%}
+        {%- do waiting.append(node) -%}
+    {%- endfor -%}
+    {%- set ids = waiting | map(attribute='unique_id') | list -%}
+    {%- set done = {} -%}
+    {%- set ordered = [] -%}
+    {%- for round in ids if ordered | length < ids | length -%}
+        {%- for node in waiting if node.unique_id not in done -%}
+            {%- set blockers = [] -%}
+            {%- for parent in node.depends_on.nodes
+                if parent in ids and parent not in done -%}
+                {%- do blockers.append(parent) -%}
+            {%- endfor -%}
+            {%- if not blockers -%}
+                {%- do ordered.append(node) -%}
+                {%- do done.update({node.unique_id: true}) -%}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endfor -%}
+    {{ return(ordered) }}
+{%- endmacro %}
+
+
+{#- The function that makes one step: advance, run every layer, sample. -#}
+{% macro create_step_function(relation, network, family) -%}
+    create or replace function {{ step_function(relation) }}()
+    returns void language plpgsql as $step$
+    begin
+        {{ context[family ~ '_advance'](relation, network) }};
+        {%- for node in layers_in_order(network) %}
+        perform {{ forward_function(api.Relation.create(
+            schema=node.schema, identifier=node.alias
+        )) }}();
+        {%- endfor %}
+        perform {{ forward_function(relation) }}();
+    end
+    $step$;
+{%- endmacro %}
+
+
+{% macro step_function(relation) -%}
+    {{ adapter.quote(relation.schema) }}.{{ adapter.quote(relation.identifier ~ '_step') }}
+{%- endmacro %}

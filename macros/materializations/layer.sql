@@ -1,0 +1,88 @@
+{#-
+    `layer`: an incremental table of activations, one row a place.
+
+    The model's SELECT yields the rows of the frontier. The materialization
+    creates the table, compiles the SELECT into a function that appends its
+    rows, and runs that once over every place that is known: the prompt. For
+    each later step the network's loop (see generation.sql) calls the function
+    again, so the rows that are already there serve as the KV cache.
+
+    meta (set by the generator for a network's folder):
+        network   name of the network, the prefix of its models
+        place     the columns that name a place: the primary key, without
+                  which a place named twice would double at every layer
+-#}
+{% materialization layer, adapter='postgres' %}
+    {%- set relation = this.incorporate(type='table') -%}
+
+    {{ run_hooks(pre_hooks) }}
+    {{ drop_relation_if_exists(load_cached_relation(this)) }}
+    {% call statement('main') -%}
+        {{ create_layer(relation, sql) }}
+        select {{ forward_function(relation) }}(all_places => true);
+    {%- endcall %}
+    {% do persist_docs(relation, model) %}
+    {{ run_hooks(post_hooks) }}
+    {{ adapter.commit() }}
+    {{ return({'relations': [relation]}) }}
+{% endmaterialization %}
+
+
+{#- The function that computes a layer's rows: `schema.name_forward`. -#}
+{% macro forward_function(relation) -%}
+    {{ adapter.quote(relation.schema) }}.{{ adapter.quote(relation.identifier ~ '_forward') }}
+{%- endmacro %}
+
+
+{#-
+    DDL of a layer's table and of its function. Activations can be computed
+    again, so the table is unlogged. A vector stays in its row as long as that
+    fits a page (TOAST would copy it at each use), and is never compressed.
+
+    The planner settings pin what is best at every size, since plans are made
+    while the tables are still empty: ordered index scans, nested loops.
+-#}
+{% macro create_layer(relation, sql) -%}
+    create unlogged table {{ relation }} as
+    {{ sql }}
+    with no data;
+
+    do $body$
+    declare
+        column_name text;
+    begin
+        for column_name in
+            select attname from pg_attribute
+            where attrelid = '{{ relation }}'::regclass
+                and attnum > 0 and attstorage = 'x'
+        loop
+            execute format(
+                'alter table {{ relation }} alter %I set storage external',
+                column_name
+            );
+        end loop;
+    end
+    $body$;
+
+    alter table {{ relation }} set (toast_tuple_target = 8160);
+    {%- if config.meta_get('place') %}
+    alter table {{ relation }}
+        add primary key ({{ config.meta_get('place') | join(', ') }});
+    {%- endif %}
+
+    create or replace function {{ forward_function(relation) }}(
+        all_places boolean default false
+    ) returns void language plpgsql
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set jit = off
+    as $forward$
+    begin
+        perform set_config('dbt_nn.all_places', all_places::text, true);
+        insert into {{ relation }}
+        {{ sql }};
+    end
+    $forward$;
+{%- endmacro %}

@@ -1,0 +1,218 @@
+{#-
+    Texts as tokens: GPT-2's byte-level byte pair encoding, as `tokenizers` has
+    it (add_prefix_space=False).
+
+    texts        relation with one row a sequence: (key, text)
+    vocabulary   relation: (token_id, token bytea, special)
+    merges       relation: (left_id, right_id, rank, token_id)
+    -> (key, position from 0, token_id)
+
+    Every distinct word is encoded once. Up to 128 bytes, a step of the
+    recursion merges one pair of each word; longer words go to
+    merge_byte_pairs(), whose setup costs more and each merge less.
+-#}
+{% macro byte_pair_encode(
+    texts, vocabulary, merges, key='sequence_id', text='prompt'
+) -%}
+with recursive bytes_and_specials as materialized (
+    select
+        token_id,
+        token,
+        special
+    from {{ vocabulary }}
+    where octet_length(token) = 1 or special
+),
+
+-- Token ids of the 256 bytes, by byte.
+alphabet as materialized (
+    select array_agg(bytes_and_specials.token_id order by byte) as byte_ids
+    from generate_series(0, 255) as byte
+    left join bytes_and_specials
+        on
+            not bytes_and_specials.special
+            and get_byte(bytes_and_specials.token, 0) = byte
+),
+
+special_tokens as materialized (
+    select
+        token_id,
+        convert_from(token, 'UTF8') collate "C" as token
+    from bytes_and_specials
+    where special and octet_length(token) > 0
+),
+
+-- The longest one wins where several match, in tokenizers as in Postgres.
+special_pattern as materialized (
+    select
+        string_agg(
+            regexp_replace(token, '[][\\^$.|?*+(){}]', '\\\&', 'g'), '|'
+        ) as pattern
+    from special_tokens
+),
+
+-- What is between special tokens is a text of its own: spaces at its end are.
+segments as materialized (
+    select
+        source.{{ key }} as sequence_id,
+        part.segment,
+        part.content
+    from {{ texts }} as source
+    cross join special_pattern as special
+    cross join lateral (
+        select
+            2 * part.i as segment,
+            part.content
+        from
+            regexp_split_to_table(
+                source.{{ text }} collate "C", special.pattern
+            ) with ordinality as part (content, i)
+        union all
+        select
+            0 as segment,
+            source.{{ text }} as content
+        where special.pattern is null
+    ) as part
+),
+
+found_specials as materialized (
+    select
+        source.{{ key }} as sequence_id,
+        2 * part.i + 1 as segment,
+        array[special.token_id] as tokens
+    from {{ texts }} as source
+    cross join special_pattern
+    cross join lateral
+        regexp_matches(
+            source.{{ text }} collate "C", special_pattern.pattern, 'g'
+        ) with ordinality as part (match, i)
+    inner join special_tokens as special on part.match[1] = special.token
+),
+
+pre_tokens as materialized (
+    select
+        segments.sequence_id,
+        segments.segment,
+        pre_token.i,
+        convert_to(pre_token.content, 'UTF8') as word
+    from segments
+    cross join lateral {{ db_function('split_pre_tokens') }}(segments.content)
+        with ordinality as pre_token (content, i)
+),
+
+words as materialized (
+    select
+        word,
+        array_remove(
+            array(
+                select (select byte_ids from alphabet)[get_byte(word, i) + 1]
+                from generate_series(0, length(word) - 1) as i
+            ),
+            null
+        ) as tokens
+    from (select distinct word from pre_tokens)
+),
+
+merging as (
+    select
+        word,
+        tokens
+    from words
+    where length(word) <= 128
+    union all
+    select
+        merging.word,
+        merging.tokens[: best.i - 1]
+        || best.token_id
+        || merging.tokens[best.i + 2 :]
+    from merging
+    cross join lateral (
+        select
+            pair.i,
+            merge.token_id
+        from generate_series(1, cardinality(merging.tokens) - 1) as pair (i)
+        cross join lateral (
+            select
+                rank,
+                token_id
+            from {{ merges }}
+            where
+                left_id = merging.tokens[pair.i]
+                and right_id = merging.tokens[pair.i + 1]
+            -- Keeps the planner from hashing all merges for a few pairs.
+            offset 0
+        ) as merge
+        order by merge.rank, pair.i
+        limit 1
+    ) as best
+),
+
+-- Read from sub-selects, which run only when there is a long word.
+merge_table as materialized (
+    select
+        coalesce(
+            jsonb_object_agg(left_id || ' ' || right_id, i), '{}'
+        ) as rank_of_pair,
+        coalesce(array_agg(left_id order by i), '{}') as left_ids,
+        coalesce(array_agg(right_id order by i), '{}') as right_ids,
+        coalesce(array_agg(token_id order by i), '{}') as merged_ids
+    from (
+        select
+            *,
+            row_number() over (order by rank) as i
+        from {{ merges }}
+    ) as merge
+),
+
+encoded_words as materialized (
+    (
+        select distinct on (word)
+            word,
+            tokens
+        from merging
+        order by word, cardinality(tokens)
+    )
+    union all
+    select
+        words.word,
+        {{ db_function('merge_byte_pairs') }}(
+            words.tokens,
+            (select rank_of_pair from merge_table),
+            (select left_ids from merge_table),
+            (select right_ids from merge_table),
+            (select merged_ids from merge_table)
+        ) as tokens
+    from words
+    where length(words.word) > 128
+),
+
+-- Made before the tokens are unnested: a join would repeat a word for each.
+encoded as materialized (
+    select
+        pre_tokens.sequence_id,
+        pre_tokens.segment,
+        pre_tokens.i,
+        encoded_words.tokens
+    from pre_tokens
+    inner join encoded_words on pre_tokens.word = encoded_words.word
+    union all
+    select
+        sequence_id,
+        segment,
+        0 as i,
+        tokens
+    from found_specials
+)
+
+select
+    encoded.sequence_id as {{ key }},
+    (
+        row_number() over (
+            partition by encoded.sequence_id
+            order by encoded.segment, encoded.i, token.i
+        ) - 1
+    )::integer as position,
+    token.token_id
+from encoded
+cross join lateral unnest(encoded.tokens)
+    with ordinality as token (token_id, i)
+{%- endmacro %}

@@ -1,0 +1,204 @@
+{#-
+    The database functions of the tokenizer, as statements for an on-run-start
+    hook. The lock makes runs that start at once take turns: `create or replace`
+    fails with "tuple concurrently updated" where they meet.
+-#}
+{% macro create_tokenizer_functions(schema=target.schema) -%}
+select pg_advisory_xact_lock(hashtext('dbt_nn.create_tokenizer_functions'));
+
+create schema if not exists {{ schema }};
+
+{# The pieces of a text that are encoded one by one, in their order. #}
+create or replace function {{ schema }}.split_pre_tokens (input text)
+returns setof text
+language sql immutable strict parallel safe rows 100
+as $body$
+    select match[1]
+    from
+        regexp_matches(
+            input collate "C",
+            $pattern${{ _pre_token_pattern() }}$pattern$,
+            'g'
+        ) as match
+$body$;
+
+{#
+    Byte pair encoding of one long word, in a time that grows as its length. The
+    word is a linked list of tokens; the pairs that a merge could join wait in
+    one bucket per rank, a list linked from the pair that was put in last.
+
+    tokens         the word's bytes as tokens
+    rank_of_pair   {"left_id right_id": rank, …}, ranks from 1 without a gap
+    left_ids, right_ids, merged_ids   the merges in the order of their ranks
+#}
+create or replace function {{ schema }}.merge_byte_pairs (
+    tokens integer[],
+    rank_of_pair jsonb,
+    left_ids integer[],
+    right_ids integer[],
+    merged_ids integer[]
+)
+returns integer[]
+language plpgsql immutable strict parallel safe
+as $body$
+declare
+    n constant integer := cardinality(tokens);
+    following integer[] := array(select generate_series(2, n + 1));
+    preceding integer[] := array(select generate_series(0, n - 1));
+    changed integer[] := array(select generate_series(1, n));
+    bucket integer[] := array_fill(0, array[cardinality(merged_ids)]);
+    pair_start integer[] := '{}';
+    pair_next integer[] := '{}';
+    pairs integer := 0;
+    pair integer;
+    start integer;
+    starts integer[];
+    stop integer;
+    rank integer := 1;
+    new_rank integer;
+begin
+    loop
+        foreach start in array changed loop
+            new_rank :=
+                rank_of_pair -> (tokens[start] || ' ' || tokens[following[start]]);
+            if new_rank is not null then
+                pairs := pairs + 1;
+                pair_start[pairs] := start;
+                pair_next[pairs] := bucket[new_rank];
+                bucket[new_rank] := pairs;
+                rank := least(rank, new_rank);
+            end if;
+        end loop;
+
+        while bucket[rank] = 0 loop
+            rank := rank + 1;
+        end loop;
+        exit when rank > cardinality(merged_ids);
+
+        starts := '{}';
+        pair := bucket[rank];
+        while pair > 0 loop
+            starts := starts || pair_start[pair];
+            pair := pair_next[pair];
+        end loop;
+        bucket[rank] := 0;
+
+        -- From left to right, so that "aaa" turns into "aa", "a".
+        changed := '{}';
+        for start in select unnest(starts) order by 1 loop
+            stop := following[start];
+            -- An earlier merge may have taken one of the two.
+            continue when
+                tokens[start] is distinct from left_ids[rank]
+                or tokens[stop] is distinct from right_ids[rank];
+            tokens[start] := merged_ids[rank];
+            tokens[stop] := null;
+            following[start] := following[stop];
+            if following[stop] <= n then
+                preceding[following[stop]] := start;
+            end if;
+            changed := changed || preceding[start] || start;
+        end loop;
+    end loop;
+
+    return array_remove(tokens, null);
+end
+$body$;
+
+{#
+    Bytes as text. Every maximal part of an ill-formed sequence turns into one
+    U+FFFD, as in Python's and the WHATWG's decoders; so does U+0000, which no
+    Postgres text can hold. The bytes pass as Latin-1, one character each: so a
+    regular expression can tell well-formed from ill-formed.
+#}
+create or replace function {{ schema }}.decode_utf8 (bytes bytea)
+returns text
+language sql immutable strict parallel safe
+as $body$
+    select
+        coalesce(
+            string_agg(
+                case
+                    when part.match[1] is null then U&'\FFFD'
+                    else convert_from(
+                        convert_to(part.match[1], 'LATIN1'), 'UTF8'
+                    )
+                end,
+                '' order by part.i
+            ),
+            ''
+        )
+    from
+        regexp_matches(
+            convert_from(
+                case
+                    when position('\x00'::bytea in bytes) = 0 then bytes
+                    else (
+                        select string_agg(
+                            case
+                                when get_byte(bytes, i) = 0 then '\xff'
+                                else substr(bytes, i + 1, 1)
+                            end,
+                            '' order by i
+                        )
+                        from generate_series(0, length(bytes) - 1) as i
+                    )
+                end,
+                'LATIN1'
+            ) collate "C",
+            $pattern$(?x)
+                ((?:
+                    [\u0001-\u007F]
+                    | [\u00C2-\u00DF][\u0080-\u00BF]
+                    | \u00E0[\u00A0-\u00BF][\u0080-\u00BF]
+                    | [\u00E1-\u00EC\u00EE\u00EF][\u0080-\u00BF]{2}
+                    | \u00ED[\u0080-\u009F][\u0080-\u00BF]
+                    | \u00F0[\u0090-\u00BF][\u0080-\u00BF]{2}
+                    | [\u00F1-\u00F3][\u0080-\u00BF]{3}
+                    | \u00F4[\u0080-\u008F][\u0080-\u00BF]{2}
+                )+)
+                | [\u0080-\u00FF]
+                | \u00E0[\u00A0-\u00BF]
+                | [\u00E1-\u00EC\u00EE\u00EF][\u0080-\u00BF]
+                | \u00ED[\u0080-\u009F]
+                | \u00F0[\u0090-\u00BF][\u0080-\u00BF]?
+                | [\u00F1-\u00F3][\u0080-\u00BF]{1,2}
+                | \u00F4[\u0080-\u008F][\u0080-\u00BF]?
+            $pattern$,
+            'g'
+        ) with ordinality as part (match, i)
+$body$;
+
+{# The bytes up to a last character that more bytes could still complete. #}
+create or replace function {{ schema }}.complete_utf8 (bytes bytea)
+returns bytea
+language sql immutable strict parallel safe
+as $body$
+    select
+        substr(
+            bytes,
+            1,
+            length(bytes) - coalesce(
+                length(
+                    substring(
+                        encode(
+                            substr(bytes, greatest(length(bytes) - 2, 1)), 'hex'
+                        ) collate "C"
+                        from $pattern$(?x)
+                            ^(?:..)*?(
+                                c[2-9a-f] | d. | e. | f[0-4]
+                                | e0[ab].
+                                | e[1-9a-cef][89ab].
+                                | ed[89].
+                                | f0[9ab].([89ab].)?
+                                | f[1-3][89ab].([89ab].)?
+                                | f48.([89ab].)?
+                            )$
+                        $pattern$
+                    )
+                ) / 2,
+                0
+            )
+        )
+$body$;
+{%- endmacro %}

@@ -1,0 +1,3 @@
+{% macro decode_utf8(bytes) -%}
+    {{ db_function('decode_utf8') }}({{ bytes }})
+{%- endmacro %}
