@@ -75,8 +75,8 @@ lint: setup-test  ## check Python, YAML and SQL, without a database
 	@$(DBT) --quiet parse --target-path target/lint
 	@$(DBT) --quiet compile --target-path target/lint \
 		--no-introspect --no-populate-cache
-	@find target/lint/compiled -name '*.sql' ! -name '*_h_[1-9]*' -type f \
-		-exec $(PY) -m sqlfluff lint {} +
+	@find target/lint/compiled/dbt_nn/models -name '*.sql' -type f \
+		! -name '*_h_[1-9]*' -exec $(PY) -m sqlfluff lint {} +
 
 .PHONY: format
 format: setup-test  ## bring Python files to that style

@@ -56,7 +56,9 @@ class Network:
             {"name": path.replace(".", "_"), "description": description}
         )
 
-    def add_layer(self, path: str, sql: str, description: str) -> None:
+    def add_layer(
+        self, path: str, sql: str, description: str, place: list[str] | None = None
+    ) -> None:
         """A layer: a model of materialization `layer`, in layers/."""
         self.add_model(
             path,
@@ -65,7 +67,7 @@ class Network:
             {
                 "materialized": "layer",
                 "schema": self.name,
-                "meta": {"network": self.name, "place": self.place},
+                "meta": {"network": self.name, "place": [*(place or self.place)]},
             },
             folder="layers/",
         )
@@ -206,10 +208,18 @@ def gpt2(config: dict, name: str) -> Network:
                 f"{word} of all heads, [places, n_embd]{cache}.",
             )
         net.add_layer(
+            f"{h}.attn.v_blocks",
+            call("transposed_blocks", ref(f"{h}.attn.c_attn.v")),
+            "The values of each complete block of positions, transposed, "
+            "[blocks, n_embd]: part of the KV cache.",
+            place=["sequence_id", "block", "feature"],
+        )
+        net.add_layer(
             f"{h}.attn",
             call(
                 "attention",
                 *(ref(f"{h}.attn.c_attn.{letter}") for letter in "qkv"),
+                ref(f"{h}.attn.v_blocks"),
                 heads=heads,
             ),
             "Causal self-attention, [places, n_embd]: the heads side by side.",

@@ -1,4 +1,4 @@
-"""Write macros/tokenizer/_unicode_class.sql: \\p{L}, \\p{N} and \\s as ranges.
+r"""Write macros/tokenizer/_unicode_class.sql: \p{L}, \p{N} and \s as ranges.
 
 The ranges are read off `tokenizers` itself, one probe per code point, because
 its Unicode version is neither the database's nor Python's. Run it after an
@@ -12,9 +12,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
-MACRO = (
-    Path(__file__).parents[1] / "macros" / "tokenizer" / "_unicode_class.sql"
-)
+MACRO = Path(__file__).parents[1] / "macros" / "tokenizer" / "_unicode_class.sql"
 SURROGATES = range(0xD800, 0xE000)
 WIDTH = 80
 

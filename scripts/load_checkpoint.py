@@ -464,7 +464,8 @@ class Writer:
             # psycopg2 turns whatever `read` raises into an error of its own
             if stream.error is not None:
                 raise stream.error from None
-            if "KeyboardInterrupt" in str(error):
+            if "error in .read()" in str(error):
+                # only a signal strikes before `read` can note it
                 raise KeyboardInterrupt from None
             raise
         if key is not None:

@@ -4,37 +4,54 @@
 
     query, key, value   [places, n]   relations of layers; the key and value
                                       tables are the KV cache
+    value_blocks        [blocks, n, attention_block()]   the values of each
+                                      complete block of positions, transposed:
+                                      made by transposed_blocks()
     heads               scalar SQL expression; d = n / heads
     -> [places, n]      the heads side by side
+
+    A sum over keys is an inner product of the attention weights with a row of
+    the transposed values; only the keys of the newest, incomplete block are
+    scaled and added one by one.
 
     Vaswani et al. 2017; behaves as transformers' GPT2Attention without its
     projections.
 -#}
-{% macro attention(query, key, value, heads) -%}
-    {{ return(adapter.dispatch('attention', 'dbt_nn')(query, key, value, heads)) }}
+{% macro attention(query, key, value, value_blocks, heads) -%}
+    {{ return(adapter.dispatch('attention', 'dbt_nn')(
+        query, key, value, value_blocks, heads
+    )) }}
 {%- endmacro %}
 
 
-{% macro postgres__attention(query, key, value, heads) -%}
+{% macro postgres__attention(query, key, value, value_blocks, heads) -%}
 with queries as materialized (
     select
         x.sequence_id,
         x.position,
-        head.size,
-        head.size * head.number + 1 as start,
-        subvector(
-            x.activation, head.size * head.number + 1, head.size
-        ) as activation
-    from {{ at_frontier(query, 'x') }}
-    cross join lateral (
+        x.complete_blocks,
+        head.number as head,
+        x.size,
+        x.size * head.number + 1 as start,
+        subvector(x.activation, x.size * head.number + 1, x.size) as activation
+    from (
         select
-            number,
-            vector_dims(x.activation) / {{ heads }} as size
-        from generate_series(0, {{ heads }} - 1) as number
-    ) as head
+            x.sequence_id,
+            x.position,
+            x.activation,
+            vector_dims(x.activation) / {{ heads }} as size,
+            (
+                select (max(v.position) + 1) / {{ attention_block() }}
+                from {{ value }} as v
+                where v.sequence_id = x.sequence_id
+            ) as complete_blocks
+        from {{ at_frontier(query, 'x') }}
+        offset 0
+    ) as x
+    cross join generate_series(0, {{ heads }} - 1) as head (number)
 ),
 
-{# [keys] for each query and head: the keys are counted from position 0. #}
+{# [keys] for each query and head #}
 scores as materialized (
     select
         queries.*,
@@ -53,10 +70,22 @@ scores as materialized (
     from queries
 ),
 
+{# Cut to whole blocks, padded with zeros: no weight on what lies ahead. #}
 weights as materialized (
     select
-        scores.*,
-        {{ softmax('scores.score') }} as weight
+        scores.sequence_id,
+        scores.position,
+        scores.head,
+        scores.size,
+        scores.start,
+        least(
+            scores.complete_blocks,
+            scores.position / {{ attention_block() }} + 1
+        ) as blocks,
+        {{ softmax('scores.score') }} || {{ broadcast(
+            '0',
+            attention_block() ~ ' - scores.position % ' ~ attention_block(),
+        ) }} as weight
     from scores
 ),
 
@@ -64,16 +93,58 @@ outputs as materialized (
     select
         weights.sequence_id,
         weights.position,
-        weights.start,
+        weights.head,
         (
-            select {{ db_function('vector_sum') }}(
-                subvector(v.activation, weights.start, weights.size)
-                * {{ broadcast('weights.weight[v.position + 1]', 'weights.size') }}
-                order by v.position
-            )
-            from {{ value }} as v
-            where v.sequence_id = weights.sequence_id
-                and v.position <= weights.position
+            select {{ db_function('vector_sum') }}(part.activation order by part.start)
+            from (
+                select
+                    block.start,
+                    (
+                        select array_agg(
+                            inner_product(v.activation, block.weight)
+                            order by v.feature
+                        )
+                        from {{ value_blocks }} as v
+                        where v.sequence_id = weights.sequence_id
+                            and v.block = block.start / {{ attention_block() }}
+                            and v.feature >= weights.start
+                            and v.feature < weights.start + weights.size
+                    )::vector as activation
+                from (
+                    select
+                        start,
+                        subvector(
+                            weights.weight, start + 1, {{ attention_block() }}
+                        ) as weight
+                    from generate_series(
+                        0,
+                        (weights.blocks - 1) * {{ attention_block() }},
+                        {{ attention_block() }}
+                    ) as start
+                    offset 0
+                ) as block
+                union all
+                select
+                    v.position,
+                    subvector(v.activation, weights.start, weights.size)
+                    * {{ broadcast(
+                        'tail.weight[v.position - tail.start + 1]', 'weights.size'
+                    ) }}
+                from (
+                    select
+                        start,
+                        subvector(
+                            weights.weight, start + 1, {{ attention_block() }}
+                        )::real[] as weight
+                    from (select weights.blocks * {{ attention_block() }} as start) as tail
+                    where start <= weights.position
+                    offset 0
+                ) as tail
+                inner join {{ value }} as v
+                    on v.sequence_id = weights.sequence_id
+                    and v.position >= tail.start
+                    and v.position <= weights.position
+            ) as part
         ) as activation
     from weights
 )
@@ -82,8 +153,43 @@ select
     outputs.sequence_id,
     outputs.position,
     {{ db_function('vector_concat') }}(
-        outputs.activation order by outputs.start
+        outputs.activation order by outputs.head
     ) as activation
 from outputs
 group by outputs.sequence_id, outputs.position
+{%- endmacro %}
+
+
+{#-
+    The blocks of positions that the frontier completes, transposed: one row a
+    feature, a vector over the block's positions.
+
+    input   [places, n]   relation of a layer
+    -> (sequence_id, block, feature from 1, activation vector(attention_block()))
+-#}
+{% macro transposed_blocks(input) -%}
+    {{ return(adapter.dispatch('transposed_blocks', 'dbt_nn')(input)) }}
+{%- endmacro %}
+
+
+{% macro postgres__transposed_blocks(input) -%}
+select
+    x.sequence_id,
+    last.position / {{ attention_block() }} as block,
+    element.feature::integer as feature,
+    array_agg(element.value order by x.position)::vector as activation
+from {{ frontier() }} as last
+inner join {{ input }} as x
+    on last.sequence_id = x.sequence_id
+    and x.position > last.position - {{ attention_block() }}
+    and x.position <= last.position
+cross join unnest(x.activation::real[]) with ordinality as element (value, feature)
+where last.position % {{ attention_block() }} = {{ attention_block() }} - 1
+group by x.sequence_id, last.position, element.feature
+{%- endmacro %}
+
+
+{#- Positions in a block of transposed values. -#}
+{% macro attention_block() -%}
+    64
 {%- endmacro %}

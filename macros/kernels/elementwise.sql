@@ -4,7 +4,7 @@
     activation   name as in transformers' and diffusers' configs: gelu_new,
                  gelu_pytorch_tanh
     x            vector(n), an expression of the enclosing row
-    -> vector(n), computed in float8
+    -> vector(n), computed in float8; a function scan keeps the order
 -#}
 {% macro elementwise(activation, x) -%}
     {{ return(adapter.dispatch('elementwise', 'dbt_nn')(activation, x)) }}
@@ -13,8 +13,8 @@
 
 {% macro postgres__elementwise(activation, x) -%}
     (
-        select array_agg({{ activation_function(activation, 'element.x') }} order by element.i)
-        from unnest({{ x }}::real[]) with ordinality as element (x, i)
+        select array_agg({{ activation_function(activation, 'element.x') }})
+        from unnest({{ x }}::real[]) as element (x)
     )::vector
 {%- endmacro %}
 

@@ -2,7 +2,10 @@
     Softmax of an array, its largest element subtracted first.
 
     x   float8[n], an expression of the enclosing row
-    -> real[n], which sums to 1
+    -> vector(n) whose elements sum to 1, computed in float8
+
+    A function scan yields the elements in their order and nothing here changes
+    it, so the aggregate needs no sort.
 
     Behaves as torch.softmax.
 -#}
@@ -13,19 +16,22 @@
 
 {% macro postgres__softmax(x) -%}
     (
-        select array_agg((exponential.e / exponential.total)::real order by exponential.i)
+        select exponentials.x * {{ broadcast('1 / exponentials.total', 'exponentials.n') }}
         from (
             select
-                shifted.i,
-                {{ bounded_exp('shifted.x') }} as e,
-                sum({{ bounded_exp('shifted.x') }}) over () as total
+                array_agg(shifted.e)::vector as x,
+                sum(shifted.e) as total,
+                count(*)::integer as n
             from (
-                select
-                    element.i,
-                    element.x - max(element.x) over () as x
-                from unnest({{ x }}) with ordinality as element (x, i)
+                select {{ bounded_exp('element.x - largest.x') }} as e
+                from (
+                    select max(element.x) as x
+                    from unnest({{ x }}) as element (x)
+                ) as largest
+                cross join unnest({{ x }}) as element (x)
+                offset 0
             ) as shifted
-        ) as exponential
+        ) as exponentials
     )
 {%- endmacro %}
 

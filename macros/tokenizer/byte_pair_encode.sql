@@ -69,7 +69,7 @@ segments as materialized (
         union all
         select
             0 as segment,
-            source.{{ text }} as content
+            source.{{ text }} collate "C" as content
         where special.pattern is null
     ) as part
 ),
@@ -123,7 +123,7 @@ merging as (
         merging.word,
         merging.tokens[: best.i - 1]
         || best.token_id
-        || merging.tokens[best.i + 2 :]
+        || merging.tokens[best.i + 2 :] as tokens
     from merging
     cross join lateral (
         select

@@ -6,6 +6,7 @@ Checkpoints are tiny random GPT-2s, made and saved by `transformers`,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -35,6 +36,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import checkpoint
+import database
 import load_checkpoint
 from checkpoint import CheckpointError, open_checkpoint
 
@@ -138,14 +140,6 @@ def folder(tmp_path: Path, tiny: tuple[dict[str, Any], State]) -> Path:
 # --- The database -------------------------------------------------------------
 
 
-def again(connection: Any) -> Any:
-    """Another connection to the same database."""
-    return psycopg2.connect(
-        **connection.info.dsn_parameters
-        | ({"password": connection.info.password} if connection.info.password else {})
-    )
-
-
 def query(connection: Any, text: str | sql.Composable, *values: Any) -> list[Any]:
     """Rows of a query."""
     with connection.cursor() as cursor:
@@ -168,16 +162,8 @@ def name(connection: Any) -> Iterator[str]:
 
 
 @pytest.fixture
-def load(
-    connection: Any, name: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> Callable[..., SimpleNamespace]:
+def load(name: str, capsys: Any) -> Callable[..., SimpleNamespace]:
     """Run the command line on the test's database: exit code and both outputs."""
-    monkeypatch.setattr(
-        load_checkpoint.database, "connect", lambda *_, **__: again(connection)
-    )
-    monkeypatch.setattr(
-        load_checkpoint.database, "settings", lambda *_: {"schema": "dbt_nn_models"}
-    )
 
     def run(source: object, *options: str) -> SimpleNamespace:
         capsys.readouterr()
@@ -1028,19 +1014,12 @@ def test_schema_of_others(
     assert snapshot(connection, name) == before
 
 
-def test_schema_of_dbt(
-    name: str,
-    load: Callable[..., Any],
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_schema_of_dbt(load: Callable[..., Any], folder: Path) -> None:
     """The schema that dbt builds in is not a checkpoint's."""
-    monkeypatch.setattr(
-        load_checkpoint.database, "settings", lambda *_: {"schema": name}
-    )
-    result = load(folder)
+    schema = database.settings()["schema"]
+    result = load(folder, "--name", schema)
     assert result.code == 1
-    assert name in result.err
+    assert f"The schema {schema} is the one where dbt builds" in result.err
 
 
 # --- The server ---------------------------------------------------------------
@@ -1094,7 +1073,7 @@ def test_role_without_rights(connection: Any, name: str, folder: Path) -> None:
     """A role that may not create schemas gets told so."""
     role = f"r_{name}"
     execute(connection, f"create role {role}")
-    own = again(connection)
+    own = database.connect()
     try:
         execute(own, f"set session authorization {role}")
         own.commit()
@@ -1109,6 +1088,34 @@ def test_role_without_rights(connection: Any, name: str, folder: Path) -> None:
     assert (
         query(connection, "select 1 from pg_namespace where nspname = %s", name) == []
     )
+
+
+def test_own_server(own_server: Any, folder: Path) -> None:
+    """The script itself, on a user's own server and by a role without privileges."""
+    environment = os.environ | own_server.environment
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, SCRIPTS / "load_checkpoint.py", *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    config, state = network(n_inner=INNER)
+    saved = save(folder, config, state)
+    for _ in range(2):
+        done = run(folder, "--name", "twin")
+        assert (done.returncode, done.stderr) == (0, "")
+    with contextlib.closing(own_server.connect()) as connection:
+        check_weights(connection, "twin", saved)
+    assert "twin" in run("--list").stdout
+    truncated(folder)
+    done = run(folder, "--name", "twin")
+    assert done.returncode == 1
+    assert "model.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- One transaction ----------------------------------------------------------
@@ -1167,7 +1174,7 @@ def test_interrupted(
         if done > 50_000:
             raise error
 
-    own = again(connection)
+    own = database.connect()
     with open_checkpoint(other_weights(folder)) as other, pytest.raises(error):
         load_checkpoint.load(own, other, name, source="x", progress=lambda _: step)
     own.close()
@@ -1180,7 +1187,7 @@ def test_lost_connection(
     """A backend that dies halfway is reported; the earlier checkpoint stays."""
     load(folder)
     before = snapshot(connection, name)
-    own = again(connection)
+    own = database.connect()
     done = 0
 
     def step(count: int) -> None:
@@ -1203,8 +1210,7 @@ def test_lost_connection(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import psycopg2
-import load_checkpoint
+import database, load_checkpoint
 from checkpoint import open_checkpoint
 
 done = 0
@@ -1215,8 +1221,8 @@ def step(count):
         os.kill(os.getpid(), signal.SIGKILL)
 
 with open_checkpoint(Path(sys.argv[1])) as other:
-    load_checkpoint.load(psycopg2.connect(""), other, sys.argv[2], source="x",
-                         progress=lambda total: step)
+    own = database.connect(application_name=sys.argv[2])
+    load_checkpoint.load(own, other, sys.argv[2], source="x", progress=lambda _: step)
 """
 
 
@@ -1227,20 +1233,10 @@ def test_killed(
     """A loader that is killed leaves nothing, and the next load works."""
     load(folder)
     before = snapshot(connection, name)
-    info = connection.info
-    environment = os.environ | {
-        "PYTHONPATH": str(SCRIPTS),
-        "PGHOST": info.host,
-        "PGPORT": str(info.port),
-        "PGUSER": info.user,
-        "PGDATABASE": info.dbname,
-        "PGPASSWORD": info.password or "",
-        "PGAPPNAME": name,
-    }
     other = other_weights(folder)
     process = subprocess.run(
         [sys.executable, "-c", KILLED, str(other), name, str(after)],
-        env=environment,
+        env=os.environ | {"PYTHONPATH": str(SCRIPTS)},
         check=False,
     )
     assert process.returncode == -signal.SIGKILL
@@ -1263,7 +1259,7 @@ def test_reader_sees_one_or_the_other(
     seen: list[Any] = []
 
     def read() -> None:
-        reader = again(connection)
+        reader = database.connect()
         reader.autocommit = True
         while not stop.is_set():
             try:
@@ -1301,7 +1297,7 @@ def test_two_loads_at_once(connection: Any, name: str, folder: Path) -> None:
 
     def run(source: Path) -> None:
         try:
-            own = again(connection)
+            own = database.connect()
             with open_checkpoint(source) as opened:
                 load_checkpoint.load(own, opened, name, source=source.name)
             own.close()
@@ -1331,7 +1327,7 @@ def test_in_use(
     load(folder)
     before = snapshot(connection, name)
     monkeypatch.setattr(load_checkpoint, "LOCK_PATIENCE_S", 0.1)
-    reader = again(connection)
+    reader = database.connect()
     query(reader, f"select count(*) from {name}.ln_f")
     result = load(folder)
     assert result.code == 1
@@ -1375,7 +1371,7 @@ def test_two_checkpoints_side_by_side(
     before = snapshot(connection, name)
     second = f"{name}_b"
     try:
-        own = again(connection)
+        own = database.connect()
         with open_checkpoint(other_weights(folder)) as other:
             load_checkpoint.load(own, other, second, source="org/other", revision="v1")
             parameters = other.parameters
@@ -1456,7 +1452,7 @@ def test_hostile_header(tmp_path: Path, content: bytes) -> None:
     started = time.monotonic()
     with (
         path.open("rb") as file,
-        pytest.raises(CheckpointError, match="model.safetens"),
+        pytest.raises(CheckpointError, match=r"model\.safetensors"),
     ):
         checkpoint.read_header(path, file)
     assert time.monotonic() - started < 2

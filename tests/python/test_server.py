@@ -32,8 +32,9 @@ def place(
     monkeypatch.setenv("DBT_PROFILES_DIR", str(folder / "profiles"))
     monkeypatch.setenv("DBT_NN_SHARED_BUFFERS", "128MB")
     folder.mkdir(mode=0o711)
+    environment = dict(os.environ)  # whatever the test makes of it later
     yield server_script.find_place()
-    run_script("server.py", "delete")
+    run_script("server.py", "delete", env=environment)
     shutil.rmtree(folder)
 
 
@@ -221,11 +222,13 @@ def test_root_in_a_home_that_is_closed_to_others(
     monkeypatch.setenv("DBT_NN_DATA", str(closed / "pg"))
     assert "choose a folder" in fail("start")
     assert list(closed.iterdir()) == []
-    # without DBT_NN_DATA, the project's own folder is the wish
-    monkeypatch.delenv("DBT_NN_DATA")
-    monkeypatch.setattr(server_script, "PROJECT", closed)
-    monkeypatch.setattr(server_script, "FALLBACK", isolated_environment / "var")
-    found = server_script.find_place()
+    # without DBT_NN_DATA, the project's own folder is the wish; only in a context,
+    # lest anything else here should go to the server of the tests' user
+    with monkeypatch.context() as context:
+        context.delenv("DBT_NN_DATA")
+        context.setattr(server_script, "PROJECT", closed)
+        context.setattr(server_script, "FALLBACK", isolated_environment / "var")
+        found = server_script.find_place()
     assert found.home.parent == isolated_environment / "var"
     assert found.home.stat().st_uid == pwd.getpwnam(found.user).pw_uid
     assert "cannot reach" in found.note
