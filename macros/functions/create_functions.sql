@@ -4,9 +4,14 @@
     target schema; db_function() gives their qualified name.
 -#}
 {% macro create_functions() -%}
+    {#
+        Two runs that start at once take turns: `create or replace` fails with
+        "tuple concurrently updated" where they meet.
+    #}
+    select pg_advisory_xact_lock(hashtext('dbt_nn.create_functions'));
+
     create schema if not exists {{ target.schema }};
 
-    {# Dropping would break plans of a run beside this one, so replace. #}
     create or replace aggregate {{ db_function('vector_sum') }} (vector) (
         sfunc = vector_add, stype = vector, parallel = safe
     );

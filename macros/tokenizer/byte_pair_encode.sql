@@ -50,7 +50,7 @@ special_pattern as materialized (
     from special_tokens
 ),
 
--- What is between special tokens is a text of its own: spaces at its end are.
+-- What is between special tokens is a text of its own, which ends before them.
 segments as materialized (
     select
         source.{{ key }} as sequence_id,
@@ -185,7 +185,7 @@ encoded_words as materialized (
     where length(words.word) > 128
 ),
 
--- Made before the tokens are unnested: a join would repeat a word for each.
+-- Joined by word before unnesting, or a long word is sorted once per token.
 encoded as materialized (
     select
         pre_tokens.sequence_id,

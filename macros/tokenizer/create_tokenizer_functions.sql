@@ -59,8 +59,8 @@ declare
 begin
     loop
         foreach start in array changed loop
-            new_rank :=
-                rank_of_pair -> (tokens[start] || ' ' || tokens[following[start]]);
+            stop := following[start];
+            new_rank := rank_of_pair -> (tokens[start] || ' ' || tokens[stop]);
             if new_rank is not null then
                 pairs := pairs + 1;
                 pair_start[pairs] := start;

@@ -223,6 +223,7 @@ def test_random_texts(tokenizer: Tokenizer) -> None:
     tokenizer.check(random_texts(10_000, seed=42))
 
 
+@pytest.mark.slow
 def test_austen(tokenizer: Tokenizer) -> None:
     """Six novels as one text."""
     with gzip.open(PROJECT / "data" / "austen.txt.gz", "rt", encoding="utf-8") as file:
