@@ -67,6 +67,10 @@ test: lint  ## run every check and test
 test-fast: lint  ## the same without the slow tests
 	@$(PY) -m pytest -m 'not slow'
 
+.PHONY: bench
+bench: setup-test checkpoint  ## time a token of GPT-2 124M beside transformers
+	@$(PY) scripts/bench.py
+
 # Blocks after the first differ in their number only.
 .PHONY: lint
 lint: setup-test  ## check Python, YAML and SQL, without a database

@@ -13,14 +13,22 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
 import sys
-from pathlib import Path
 
 import yaml
+from dbt.cli.main import dbtRunner
+from dbt_common.events.base_types import EventMsg
 from psycopg2 import sql
+from tqdm import tqdm
 
-from database import PROJECT, DatabaseError, connect, run_command, settings
+from database import (
+    PROJECT,
+    DatabaseError,
+    connect,
+    profiles_path,
+    run_command,
+    settings,
+)
 
 TABLE = "command_line_prompts"
 
@@ -39,9 +47,30 @@ def parse_option(text: str) -> tuple[str, object]:
 
 
 def dbt(*arguments: str) -> int:
-    """Run dbt in the project, its output on this terminal; returns its exit code."""
-    command = [str(Path(sys.executable).with_name("dbt")), *arguments]
-    return subprocess.run(command, cwd=PROJECT, check=False).returncode
+    """Run dbt in the project, quiet but for print(), errors and a progress bar.
+
+    Returns dbt's exit code.
+    """
+    with tqdm(unit="model", leave=False, disable=None) as bar:
+
+        def show(event: EventMsg) -> None:
+            if event.info.name == "LogStartLine":
+                bar.total = event.data.total
+                bar.set_description(event.data.node_info.node_name, refresh=False)
+                bar.update(event.data.index - bar.n)
+            elif event.info.name == "PrintEvent":
+                bar.clear()
+
+        folder = [
+            "--project-dir",
+            str(PROJECT),
+            "--profiles-dir",
+            str(profiles_path().parent),
+        ]
+        result = dbtRunner(callbacks=[show]).invoke(["--quiet", *arguments, *folder])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        print(f"error: {result.exception}", file=sys.stderr)
+    return 0 if result.success else 1
 
 
 def write_prompt(prompt: str) -> str:
@@ -76,9 +105,7 @@ def read_completions() -> list[tuple[str, str, str]]:
 
 def run_gpt2(variables: dict) -> int:
     """`dbt run --select gpt2`, quiet but for the growing text and for errors."""
-    return dbt(
-        "--quiet", "run", "--select", "gpt2", "--vars", json.dumps(variables)
-    )
+    return dbt("run", "--select", "gpt2", "--vars", json.dumps(variables))
 
 
 def main() -> int:
@@ -86,16 +113,21 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "prompt", nargs="?", default=os.environ.get("PROMPT"),
+        "prompt",
+        nargs="?",
+        default=os.environ.get("PROMPT"),
         help="the text to go on from (default: the environment's PROMPT)",
     )
     parser.add_argument(
-        "options", nargs="*", metavar="name=value",
+        "options",
+        nargs="*",
+        metavar="name=value",
         help="generation options, such as temperature=0.8 top_k=40 seed=7 "
         "(default: the environment's OPTIONS)",
     )
     parser.add_argument(
-        "--checkpoint", default=os.environ.get("CHECKPOINT") or None,
+        "--checkpoint",
+        default=os.environ.get("CHECKPOINT") or None,
         help="schema of a loaded checkpoint (default: the project's var)",
     )
     arguments = parser.parse_args()

@@ -29,7 +29,7 @@ Every layer of the network is now a table. Some things to try
 
 
 def main() -> int:
-    code = dbt("--quiet", "seed", "--select", "prompts")
+    code = dbt("seed", "--select", "prompts")
     if code == 0:
         print("dbt run --select gpt2: 12 blocks, one dbt model a layer\n", flush=True)
         code = run_gpt2({"gpt2_options": OPTIONS})

@@ -31,10 +31,15 @@
             )
         end), 0)::integer as steps,
         count(*)::integer as places,
-        case count(*)
-            when 1 then max(samples.piece)
-            else format('%s sequences, the first: %s', count(*), (array_agg(samples.piece order by samples.sequence_id))[1])
-        end as news
+        {# as JSON, so that a line break does not break the line #}
+        coalesce(
+            (array_agg(to_json(samples.piece) order by samples.sequence_id))[1]::text
+            || case
+                when count(*) > 1 then format(' (the first of %s)', count(*))
+                else ''
+            end,
+            'nothing to generate'
+        ) as news
     from (select max(step) as step from {{ tokens }}) as newest
     inner join {{ tokens }} as tokens using (step)
     inner join {{ samples }} as samples

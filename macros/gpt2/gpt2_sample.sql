@@ -35,34 +35,42 @@ with newest as materialized (
     inner join {{ prompts }} as prompts using (sequence_id)
 ),
 
+{# The five likeliest tokens. #}
+likeliest as materialized (
+    select
+        newest.sequence_id,
+        max(best.logit) as maximum,
+        array_agg(best.token_id order by best.logit desc, best.token_id) as token_ids,
+        array_agg(best.logit order by best.logit desc, best.token_id) as logits
+    from newest
+    cross join lateral (
+        select (score.i - 1)::integer as token_id, score.x::float8 as logit
+        from unnest(newest.logits) with ordinality as score (x, i)
+        order by score.x desc, score.i
+        limit 5
+    ) as best
+    where newest.position < newest.context_length
+        and newest.generated <= newest.max_new_tokens
+    group by newest.sequence_id
+),
+
 chosen as materialized (
     select
         newest.*,
         choice.token_id,
         newest.logits[choice.token_id + 1]::float8 as logit
     from newest
+    inner join likeliest using (sequence_id)
     cross join lateral (
-        {{ choose_token(penalized_logits('newest', tokens), 'newest') | indent(8) }}
+        select case
+            when not newest.do_sample and newest.repetition_penalty = 1
+                then likeliest.token_ids[1]
+            else (
+                {{ choose_token(penalized_logits('newest', tokens), 'newest') | indent(16) }}
+            )
+        end as token_id
+        offset 0
     ) as choice
-    where newest.position < newest.context_length
-        and newest.generated <= newest.max_new_tokens
-),
-
-{# The five likeliest tokens. #}
-likeliest as materialized (
-    select
-        chosen.sequence_id,
-        max(best.logit) as maximum,
-        array_agg(best.token_id order by best.logit desc, best.token_id) as token_ids,
-        array_agg(best.logit order by best.logit desc, best.token_id) as logits
-    from chosen
-    cross join lateral (
-        select (score.i - 1)::integer as token_id, score.x::float8 as logit
-        from unnest(chosen.logits) with ordinality as score (x, i)
-        order by score.x desc, score.i
-        limit 5
-    ) as best
-    group by chosen.sequence_id
 ),
 
 {# log p = logit - normalizer #}
@@ -75,10 +83,9 @@ ranked as materialized (
     inner join likeliest using (sequence_id)
     cross join lateral (
         select
-            sum({{ bounded_exp('score.x - likeliest.maximum') }} order by score.i)
-                as exponentials,
+            sum({{ bounded_exp('score.x - likeliest.maximum') }}) as exponentials,
             1 + count(*) filter (where score.x > chosen.logit) as rank
-        from unnest(chosen.logits) with ordinality as score (x, i)
+        from unnest(chosen.logits) as score (x)
     ) as total
 ),
 

@@ -125,11 +125,11 @@ outputs as materialized (
                 ) as block
                 union all
                 select
-                    v.position,
+                    v.position as start,
                     subvector(v.activation, weights.start, weights.size)
                     * {{ broadcast(
                         'tail.weight[v.position - tail.start + 1]', 'weights.size'
-                    ) }}
+                    ) }} as activation
                 from (
                     select
                         start,

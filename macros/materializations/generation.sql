@@ -45,7 +45,7 @@
     {%- set progress = context[family ~ '_progress'](relation, network) -%}
     {%- set clock = modules.datetime.datetime -%}
     {%- set state = committed_step(forward_function(relation), progress) -%}
-    {%- do print(state['news']) -%}
+    {%- do print_progress(state['steps'], '', state['news']) -%}
     {%- set loop_state = {'steps': state['steps'], 'places': 0} -%}
     {%- set started = clock.now() -%}
     {%- for step in range(state['steps']) if loop_state.steps > 0 -%}
@@ -54,16 +54,22 @@
             'steps': state['steps'],
             'places': loop_state.places + state['places'],
         }) -%}
-        {%- do print('%4d left  %6.1f %s/s  %s' | format(
+        {%- set rate = loop_state.places / (clock.now() - started).total_seconds() -%}
+        {%- do print_progress(
             loop_state.steps,
-            loop_state.places / (clock.now() - started).total_seconds(),
-            config.meta_get('unit'),
+            '%.1f %s/s' | format(rate, config.meta_get('unit')),
             state['news'],
-        )) -%}
+        ) -%}
     {%- endfor -%}
 {%- endmacro %}
 
 
+{% macro print_progress(steps, rate, news) -%}
+    {%- do print('%4d left  %16s  %s' | format(steps, rate, news)) -%}
+{%- endmacro %}
+
+
+{#- Calls a function, commits, and returns the row that the query then gives. -#}
 {% macro committed_step(function, progress) -%}
     {%- call statement('step', fetch_result=true, auto_begin=true) -%}
         select {{ function }}();
