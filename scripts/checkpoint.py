@@ -819,6 +819,11 @@ def _read_fast(
             raise refuse(name, value)
         return value or {}
 
+    def items(values: object, what: str) -> list[Any]:
+        if values is not None and not isinstance(values, list):
+            raise refuse(what, values)
+        return values or []
+
     model, before = part("model"), part("pre_tokenizer")
     if model.get("type", "BPE") != "BPE":
         raise refuse("model.type", model["type"])
@@ -839,8 +844,8 @@ def _read_fast(
     after = part("post_processor")
     if after.get("type") == "TemplateProcessing":
         single = after.get("single")
-        items = single if isinstance(single, list) else [single]
-        if any(not isinstance(item, dict) or "Sequence" not in item for item in items):
+        steps = single if isinstance(single, list) else [single]
+        if any(not isinstance(step, dict) or "Sequence" not in step for step in steps):
             raise refuse("post_processor.single", single)
     elif after.get("type", "ByteLevel") != "ByteLevel":
         raise refuse("post_processor.type", after["type"])
@@ -849,7 +854,7 @@ def _read_fast(
     if not isinstance(ids, dict):
         raise refuse("model.vocab", type(ids).__name__)
     pairs = []
-    for rank, merge in enumerate(model.get("merges") or []):
+    for rank, merge in enumerate(items(model.get("merges"), "model.merges")):
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if (
             not isinstance(parts, list)
@@ -862,7 +867,7 @@ def _read_fast(
             )
         pairs.append((parts[0], parts[1]))
     added = {}
-    for entry in content.get("added_tokens") or []:
+    for entry in items(content.get("added_tokens"), "added_tokens"):
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
             raise CheckpointError(
                 f"{path}: the added token {quoted(entry)} has no content. Fetch the "

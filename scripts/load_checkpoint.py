@@ -24,12 +24,14 @@ A module that shares another's weights is a view of it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -759,8 +761,8 @@ def _refusal(error: psycopg2.Error, name: str) -> str:
 # --- Command line -------------------------------------------------------------
 
 
-def _bar(label: str) -> Callable[[int], Progress]:
-    """Make a progress bar over bytes, shown on a terminal only."""
+def _bar(label: str, bars: ExitStack) -> Callable[[int], Progress]:
+    """Make a progress bar over bytes, shown on a terminal only, closed by `bars`."""
 
     def start(total: int) -> Progress:
         bar = tqdm(
@@ -772,6 +774,7 @@ def _bar(label: str) -> Callable[[int], Progress]:
             disable=None,
             leave=False,
         )
+        bars.callback(bar.close)
 
         def step(count: int) -> None:
             bar.update(count)
@@ -867,11 +870,8 @@ def run(options: argparse.Namespace) -> None:
 
     """
     if options.list:
-        connection = database.connect(options.target)
-        try:
+        with contextlib.closing(database.connect(options.target)) as connection:
             _print_list(connection)
-        finally:
-            connection.close()
         return
     name = schema_name(options.source, options.name)
     if name == database.settings(options.target)["schema"]:
@@ -879,8 +879,10 @@ def run(options: argparse.Namespace) -> None:
             f"The schema {name} is the one where dbt builds its models. Give another "
             "--name."
         )
-    connection = database.connect(options.target)
-    try:
+    with (
+        ExitStack() as bars,
+        contextlib.closing(database.connect(options.target)) as connection,
+    ):
         # before a download of gigabytes
         try:
             with connection, connection.cursor() as cursor:
@@ -891,7 +893,7 @@ def run(options: argparse.Namespace) -> None:
         folder = fetch(options.source, options.revision)
         started = time.monotonic()
         with open_checkpoint(
-            folder, tokenizer=not options.no_tokenizer, progress=_bar("checking")
+            folder, tokenizer=not options.no_tokenizer, progress=_bar("checking", bars)
         ) as checkpoint:
             if options.if_changed and exists:
                 with connection, connection.cursor() as cursor:
@@ -906,7 +908,7 @@ def run(options: argparse.Namespace) -> None:
                 source=options.source,
                 revision=options.revision,
                 drop_dependents=options.drop_dependents,
-                progress=_bar("loading"),
+                progress=_bar("loading", bars),
             )
             tokens = (
                 f"{len(checkpoint.tokenizer.vocabulary):,} tokens"
@@ -918,8 +920,6 @@ def run(options: argparse.Namespace) -> None:
                 f"{checkpoint.parameters:,} parameters, {tokens}; "
                 f"{time.monotonic() - started:.1f} s."
             )
-    finally:
-        connection.close()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ Checkpoints are tiny random GPT-2s, made and saved by `transformers`,
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -106,8 +107,9 @@ def save(
     return plain
 
 
-def bpe(folder: Path) -> Tokenizer:
-    """Train a byte-level BPE and save it as tokenizer.json."""
+@functools.cache
+def trained() -> str:
+    """Train a byte-level BPE: its tokenizer.json."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -119,6 +121,12 @@ def bpe(folder: Path) -> Tokenizer:
     )
     text = "Emma Woodhouse, née Ωmega, 你好 — handsome, clever, and rich; 🦋 flew. "
     tokenizer.train_from_iterator([text * 3, text[::-1] * 2], trainer)
+    return tokenizer.to_str()
+
+
+def bpe(folder: Path) -> Tokenizer:
+    """Save a byte-level BPE as tokenizer.json."""
+    tokenizer = Tokenizer.from_str(trained())
     folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     return tokenizer
@@ -1523,3 +1531,69 @@ def test_cut_short_while_reading(folder: Path) -> None:
         os.truncate(path, last.start)
         with pytest.raises(CheckpointError, match=re.escape(last.name)):
             last.read(0, last.size)
+
+
+# --- Hostile configurations and tokenizers -------------------------------------
+
+FUZZ = settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+CONFIG_KEYS = sorted(network()[0])
+
+
+@FUZZ
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(CONFIG_KEYS), json_values, min_size=1, max_size=3
+    )
+)
+def test_fuzzed_config(folder: Path, changes: dict[str, Any]) -> None:
+    """A config.json of any values is opened or refused, nothing else."""
+    good = (folder / "config.json").read_text()
+    try:
+        edit(folder / "config.json", **changes)
+        with contextlib.suppress(CheckpointError), open_checkpoint(folder) as opened:
+            assert json.dumps(opened.config)
+    finally:
+        (folder / "config.json").write_text(good)
+
+
+PARTS = [
+    [],
+    ["model"],
+    ["model", "vocab"],
+    ["model", "merges"],
+    ["pre_tokenizer"],
+    ["post_processor"],
+    ["added_tokens"],
+    ["added_tokens", 0],
+]
+
+
+@FUZZ
+@given(
+    part=st.sampled_from(PARTS),
+    key=st.sampled_from(
+        ["type", "vocab", "merges", "id", "content", "single", "dropout", "e", 0]
+    ),
+    value=json_values,
+)
+def test_fuzzed_tokenizer(folder: Path, part: list[Any], key: Any, value: Any) -> None:
+    """A tokenizer.json with any value anywhere is opened or refused."""
+    spoilt = json.loads(trained())
+    spoilt["post_processor"] = {}
+    place = spoilt
+    for step in part:
+        place = place[step]
+    if isinstance(place, list):
+        place.insert(0, value)
+    else:
+        place[str(key)] = value
+    (folder / "tokenizer.json").write_text(json.dumps(spoilt))
+    with contextlib.suppress(CheckpointError), open_checkpoint(folder) as opened:
+        assert all(
+            0 <= token_id < VOCABULARY and isinstance(token, bytes)
+            for token_id, token, _ in opened.tokenizer.vocabulary
+        )
