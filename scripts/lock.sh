@@ -5,7 +5,6 @@ set -eu
 cd "$(dirname "$0")/.."
 
 resolve() {
-    # run elsewhere: settings of this machine's uv or pip name no index here
     .venv/bin/python -m uv pip compile pyproject.toml --universal --quiet \
         --python-version 3.11 --no-annotate --custom-compile-command 'make lock' \
         ${UPGRADE:+--upgrade} "$@"

@@ -693,6 +693,8 @@ def delete() -> int:
     """Stop the embedded server and remove all its data."""
     stop()
     place = find_place()
+    if place.socket != place.home:
+        shutil.rmtree(place.socket, ignore_errors=True)
     shutil.rmtree(place.home)
     print(f"removed {_shown(place.home)}")
     return 0

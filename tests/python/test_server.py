@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import shutil
@@ -332,6 +333,37 @@ def test_own_server_that_cannot_be_reached(own, monkeypatch, variable, value, me
     printed = fail("check")
     assert message in printed
     assert own.environment["DBT_NN_PASSWORD"] not in printed
+
+
+@pytest.mark.slow
+def test_gpt2_writes_the_same_on_an_own_server(own_server, dbt):
+    """No superuser, another version, the locale C and the settings as they come."""
+    options = {"temperature": 0.8, "top_k": 40, "seed": 5, "max_new_tokens": 12}
+    variables = {"gpt2_checkpoint": "smoke_twin", "gpt2_options": options}
+    found = []
+    for environment in ({}, own_server.environment):
+        environment = {**environment, "DBT_NN_SCHEMA": "smoke"}
+        loaded = run_script(
+            "load_checkpoint.py",
+            *(str(database.PROJECT / "checkpoints/gpt2-twin"), "--name", "smoke_twin"),
+            env={**os.environ, **environment},
+        )
+        assert loaded.returncode == 0, loaded.stdout + loaded.stderr
+        dbt("seed", "--select", "prompts", env=environment)
+        dbt("run", "--select", "gpt2", "--vars", json.dumps(variables), env=environment)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            connection = database.connect()
+        with contextlib.closing(connection):
+            cursor = connection.cursor()
+            cursor.execute(
+                "select prompt_id, completion, finish_reason"
+                " from smoke.gpt2_completions order by prompt_id"
+            )
+            found.append(cursor.fetchall())
+    assert len(found[0]) > 1
+    assert found[0] == found[1]
 
 
 class OldServer:
