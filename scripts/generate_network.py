@@ -66,9 +66,19 @@ class Network:
         )
 
     def add_layer(
-        self, path: str, sql: str, description: str, place: list[str] | None = None
+        self,
+        path: str,
+        sql: str,
+        description: str,
+        place: list[str] | None = None,
+        tests: list[dict] | None = None,
     ) -> None:
-        """A layer: a model of materialization `layer`, in layers/."""
+        """A layer: a model of materialization `layer`, in layers/.
+
+        Unless `tests` says otherwise, it is tested for having all places.
+        """
+        if tests is None:
+            tests = [self.completeness(path)]
         self.add_model(
             path,
             sql,
@@ -79,16 +89,45 @@ class Network:
                 "meta": {"network": self.name, "place": [*(place or self.place)]},
             },
             folder="layers/",
+            data_tests=tests,
+        )
+
+    def test(self, path: str, suffix: str, test: str, **arguments: object) -> dict:
+        """A data test with a name of its own: the model's, and the suffix."""
+        content: dict = {"name": f"{self.model_name(path)}_{suffix}"}
+        if arguments:
+            content["arguments"] = arguments
+        return {test: content}
+
+    def completeness(self, path: str, **arguments: str) -> dict:
+        return self.test(
+            path,
+            "complete",
+            "activations_are_complete",
+            places=self.ref("tokens"),
+            **arguments,
         )
 
     def add_model(
-        self, path: str, sql: str, description: str, config: dict, folder: str = ""
+        self,
+        path: str,
+        sql: str,
+        description: str,
+        config: dict,
+        folder: str = "",
+        columns: list[dict] | None = None,
+        data_tests: list[dict] | None = None,
     ) -> None:
         name = self.model_name(path)
         color = next(c for kind, c in NODE_COLORS.items() if re.search(kind, path))
         config = config | {"docs": {"node_color": color}}
         self.files[f"{folder}{name}.sql"] = f"-- {HEADER}\n{sql.strip()}\n"
-        self.models.append({"name": name, "description": description, "config": config})
+        model = {"name": name, "description": description, "config": config}
+        if data_tests:
+            model["data_tests"] = data_tests
+        if columns:
+            model["columns"] = columns
+        self.models.append(model)
 
     def render(self) -> dict[str, str]:
         """All files of the folder: relative path -> text."""
@@ -120,6 +159,17 @@ def to_yaml(content: dict) -> str:
     return f"# {HEADER}\n" + yaml.safe_dump(
         content, sort_keys=False, allow_unicode=True, width=80
     )
+
+
+def column(name: str, data_type: str | None, description: str, *tests: dict) -> dict:
+    """A model's column in YAML; its type is None where the user's data decides."""
+    content: dict = {"name": name}
+    if data_type:
+        content["data_type"] = data_type
+    content["description"] = description
+    if tests:
+        content["data_tests"] = [*tests]
+    return content
 
 
 def call(macro: str, *arguments: str, **named: str) -> str:
@@ -164,6 +214,7 @@ def gpt2(config: dict, name: str) -> Network:
                 f"'{name}', {n_layer}) }}}}"
             ),
         },
+        columns=PROMPT_COLUMNS,
     )
     net.add_model(
         "tokens",
@@ -184,6 +235,7 @@ def gpt2(config: dict, name: str) -> Network:
                 "create index on {{ this }} (step)",
             ],
         },
+        columns=TOKEN_COLUMNS,
     )
     net.add_model(
         "frontier",
@@ -221,6 +273,14 @@ def gpt2(config: dict, name: str) -> Network:
             "The values of each complete block of positions, transposed, "
             "[blocks, n_embd]: part of the KV cache.",
             place=["sequence_id", "block", "feature"],
+            tests=[
+                net.test(
+                    f"{h}.attn.v_blocks",
+                    "transposed",
+                    "blocks_are_transposed_values",
+                    values=ref(f"{h}.attn.c_attn.v"),
+                )
+            ],
         )
         net.add_layer(
             f"{h}.attn",
@@ -231,6 +291,18 @@ def gpt2(config: dict, name: str) -> Network:
                 heads=heads,
             ),
             "Causal self-attention, [places, n_embd]: the heads side by side.",
+            tests=[
+                net.completeness(f"{h}.attn"),
+                net.test(
+                    f"{h}.attn",
+                    "causal",
+                    "attends_to_the_past",
+                    query=ref(f"{h}.attn.c_attn.q"),
+                    key=ref(f"{h}.attn.c_attn.k"),
+                    value=ref(f"{h}.attn.c_attn.v"),
+                    hyperparameters=hyperparameters,
+                ),
+            ],
         )
         add_linear(
             net,
@@ -278,6 +350,13 @@ def gpt2(config: dict, name: str) -> Network:
         ),
         "Logits real[vocab_size] for each sequence's newest position; token t "
         f"has logits[t + 1]. The var {name}_all_logits keeps every position's.",
+        tests=[
+            net.completeness(
+                "lm_head",
+                column="logits",
+                all_positions=f"var('{name}_all_logits', false)",
+            )
+        ],
     )
     net.add_model(
         "completion_tokens",
@@ -300,6 +379,16 @@ def gpt2(config: dict, name: str) -> Network:
                 "unit": "tokens",
             },
         },
+        columns=COMPLETION_TOKEN_COLUMNS,
+        data_tests=[
+            net.test(
+                "completion_tokens",
+                "logprobs",
+                "logprobs_match_logits",
+                logits=ref("lm_head"),
+                prompts=ref("prompts"),
+            )
+        ],
     )
     net.add_model(
         "completions",
@@ -312,8 +401,147 @@ def gpt2(config: dict, name: str) -> Network:
         "One row a prompt: the completion, why it ended (finish_reason is "
         "eos_token, stop_sequence or length), token counts and seed.",
         {"materialized": "table", "meta": {"network": name}},
+        columns=completion_columns(net),
+        data_tests=[
+            net.test(
+                "completions",
+                "match_tokens",
+                "completions_match_tokens",
+                prompts=ref("prompts"),
+                tokens=ref("tokens"),
+                completion_tokens=ref("completion_tokens"),
+                hyperparameters=hyperparameters,
+            )
+        ],
     )
     return net
+
+
+PROMPT_COLUMNS = [
+    column(
+        "sequence_id",
+        "integer",
+        "Names the sequence in every layer: 1, 2, … in the order of prompt_id.",
+    ),
+    column(
+        "prompt_id",
+        None,
+        "As in the prompts relation, and of its type: names the prompt.",
+    ),
+    column("prompt", "text", "The prompt's text; NULL where it is given as token ids."),
+    column(
+        "prompt_token_ids", "integer[]", "The prompt as token ids, if it is so given."
+    ),
+    column(
+        "do_sample",
+        "boolean",
+        "Whether tokens are drawn at random; if not, each is the likeliest.",
+    ),
+    column("max_new_tokens", "integer", "How many tokens to generate at most."),
+    column(
+        "temperature", "double precision", "Divides the logits before a token is drawn."
+    ),
+    column("top_k", "integer", "Draw from so many of the likeliest tokens; 0 for all."),
+    column(
+        "top_p",
+        "double precision",
+        "Draw from the likeliest tokens whose probabilities add up to this.",
+    ),
+    column(
+        "min_p",
+        "double precision",
+        "Draw from tokens of at least this share of the highest probability.",
+    ),
+    column(
+        "repetition_penalty",
+        "double precision",
+        "Divides the logits above 0 of tokens that the sequence has, and multiplies "
+        "those below; 1 for none.",
+    ),
+    column("seed", "bigint", "Same seed, prompt and options: same text."),
+    column("stop_strings", "text[]", "Texts that end the sequence when they appear."),
+]
+
+TOKEN_COLUMNS = [
+    column("sequence_id", "integer", "The sequence, as in the prompts."),
+    column("position", "integer", "Place in the sequence, from 0."),
+    column("token_id", "integer", "The token, as in the checkpoint's vocabulary."),
+    column(
+        "step", "integer", "0 for the prompt, else the step of the loop that added it."
+    ),
+]
+
+COMPLETION_TOKEN_COLUMNS = [
+    column("sequence_id", "integer", "The sequence, as in the prompts."),
+    column(
+        "position", "integer", "Place in the sequence, from 0 and after its prompt."
+    ),
+    column("prompt_id", None, "As in the prompts relation, and of its type."),
+    column("token_id", "integer", "The token, as in the checkpoint's vocabulary."),
+    column("token", "bytea", "Its bytes; a character may be split over tokens."),
+    column(
+        "piece",
+        "text",
+        "The text that it adds; that of a split character comes with its last token.",
+    ),
+    column(
+        "logprob",
+        "double precision",
+        "Natural logarithm of its probability in the network's own distribution, "
+        "before any option.",
+    ),
+    column("rank", "bigint", "1 + how many tokens are likelier than it."),
+    column(
+        "alternatives",
+        "jsonb",
+        "The five likeliest tokens from the likeliest down, each with token_id, "
+        "token (as text) and logprob.",
+    ),
+    column("finish_reason", "text", "Of a sequence's last token, why it is the last."),
+]
+
+
+def completion_columns(net: Network) -> list[dict]:
+    """Columns of the completions, with tests."""
+    return [
+        column(
+            "prompt_id",
+            None,
+            "As in the prompts relation, and of its type.",
+            net.test("completions", "prompt_id_unique", "unique"),
+            net.test("completions", "prompt_id_not_null", "not_null"),
+        ),
+        column(
+            "prompt", "text", "The prompt's text; NULL where it is given as token ids."
+        ),
+        column(
+            "completion",
+            "text",
+            "The text after the prompt, without an end-of-text token.",
+            net.test("completions", "completion_not_null", "not_null"),
+        ),
+        column(
+            "finish_reason",
+            "text",
+            "Why the text ends: eos_token (the network wrote end-of-text), "
+            "stop_sequence (one of stop_strings appeared) or length (max_new_tokens "
+            "or the context is used up).",
+            net.test("completions", "finish_reason_not_null", "not_null"),
+            net.test(
+                "completions",
+                "finish_reason_known",
+                "accepted_values",
+                values=["eos_token", "stop_sequence", "length"],
+            ),
+        ),
+        column("prompt_tokens", "integer", "How many tokens the prompt has."),
+        column(
+            "completion_tokens",
+            "integer",
+            "How many tokens were generated, an end-of-text token among them.",
+        ),
+        column("seed", "bigint", "The seed that drew the tokens."),
+    ]
 
 
 def add_norm(net: Network, path: str, input_path: str, epsilon: str) -> None:
@@ -322,6 +550,17 @@ def add_norm(net: Network, path: str, input_path: str, epsilon: str) -> None:
         path,
         call("layer_norm", net.ref(input_path), net.source(path), epsilon=epsilon),
         "Layer normalisation, [places, n_embd].",
+        tests=[
+            net.completeness(path),
+            net.test(
+                path,
+                "normalized",
+                "is_normalized",
+                input=net.ref(input_path),
+                weights=net.source(path),
+                hyperparameters=net.source("config"),
+            ),
+        ],
     )
 
 

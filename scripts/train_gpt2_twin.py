@@ -4,13 +4,16 @@ The twin has the depth and wiring of openai-community/gpt2 (12 layers) and is
 128 wide. Training needs torch, transformers and tokenizers, which nothing
 else in this project needs:
 
-    pip install torch==2.13.0 transformers tokenizers
+    pip install torch==2.13.0 "transformers>=5,<6" tokenizers
     python scripts/train_gpt2_twin.py --minutes 60
 
 The learning rate follows the clock, so a faster machine takes more steps in
-the same time. The output folder is laid out as the Hub lays out a GPT-2 and
-is usable from the first minute on: it is replaced file by file, each
-atomically, every few minutes.
+the same time. On a machine with other work, OMP_WAIT_POLICY=passive keeps
+the threads from spinning while they wait for one another.
+
+The output folder is laid out as the Hub lays out a GPT-2 and is usable from
+the first minute on: it is replaced file by file, each atomically, every few
+minutes.
 
 Text: lines are joined into paragraphs, and <|endoftext|> stands between
 chapters. The last 3% of each novel are held out, of the tokenizer as well.
@@ -113,6 +116,7 @@ def write_network(network, out):
     part = out.parent / (out.name + ".part")
     network.save_pretrained(part)
     for file in part.iterdir():
+        file.chmod(0o644)  # safetensors are written 0600
         file.replace(out / file.name)
     part.rmdir()
 
@@ -293,7 +297,7 @@ def parse_arguments():
     parser.add_argument(
         "--dropout-share",
         type=float,
-        default=0.25,
+        default=0.3,
         help="share of the time with dropout",
     )
     parser.add_argument(

@@ -22,7 +22,8 @@ with prompts as (
         row_number() over (order by prompts.prompt_id) as sequence_id,
         prompts.prompt_id,
         to_jsonb(prompts) as fields,
-        {{ json_literal(options) }} || jsonb_strip_nulls(to_jsonb(prompts)) as options,
+        jsonb_strip_nulls({{ json_literal(options) }})
+            || jsonb_strip_nulls(to_jsonb(prompts)) as options,
         count(*) over (partition by prompts.prompt_id) as namesakes
     from {{ prompts }} as prompts
 ),
@@ -37,6 +38,15 @@ checked as materialized (
             when fields ->> 'prompt' is null
                 and jsonb_typeof(fields -> 'prompt_token_ids') is distinct from 'array'
                 then 'has neither a prompt nor an array prompt_token_ids'
+            when jsonb_typeof(fields -> 'prompt_token_ids') = 'array' and exists (
+                select
+                from jsonb_array_elements_text(fields -> 'prompt_token_ids') as element
+                where element is null or not pg_input_is_valid(element, 'integer')
+            )
+                then format(
+                    'prompt_token_ids must be token ids, not %s',
+                    fields -> 'prompt_token_ids'
+                )
             {%- for name, option in generation_options().items() if option.type != 'jsonb' %}
             when not pg_input_is_valid(options ->> '{{ name }}', '{{ option.type }}')
                 then format('{{ name }} must be {{ option.must_be }}, not %s', options -> '{{ name }}')

@@ -48,11 +48,14 @@ tokens as materialized (
 ),
 
 checked as materialized (
-    select prompts.sequence_id
+    select
+        prompts.sequence_id,
+        token.ids
     from {{ prompts }} as prompts
     left join lateral (
         select
             count(*) as n,
+            array_agg(tokens.token_id order by tokens.position) as ids,
             max(tokens.token_id) filter (
                 where tokens.token_id is null
                     or tokens.token_id < 0
@@ -79,12 +82,13 @@ checked as materialized (
     )
 )
 
+{# From the checked prompts alone: a join with no tokens would check none. #}
 select
-    tokens.sequence_id,
-    tokens.position,
-    tokens.token_id,
+    checked.sequence_id,
+    (token.i - 1)::integer as position,
+    token.token_id,
     0 as step
-from tokens
-inner join checked using (sequence_id)
-order by tokens.sequence_id, tokens.position
+from checked
+cross join unnest(checked.ids) with ordinality as token (token_id, i)
+order by checked.sequence_id, token.i
 {%- endmacro %}

@@ -28,9 +28,16 @@
 {%- endmacro %}
 
 
-{#- The columns that name a place, e.g. `x.sequence_id, x.position`. -#}
+{#- The columns that name a place, a list. Unit tests override it: dbt gives them
+    no configuration. -#}
+{% macro place_columns() -%}
+    {{ return(config.meta_get('place') or []) }}
+{%- endmacro %}
+
+
+{#- The same for a select list, e.g. `x.sequence_id, x.position`. -#}
 {% macro place(alias) -%}
-    {%- for column in config.meta_get('place') or [] -%}
+    {%- for column in place_columns() -%}
         {{ alias }}.{{ column }}{{ ', ' if not loop.last }}
     {%- endfor -%}
 {%- endmacro %}
@@ -43,7 +50,7 @@
 {% macro at_frontier(relation, alias) -%}
     {{ frontier() }} as frontier
     inner join {{ relation }} as {{ alias }}
-        using ({{ (config.meta_get('place') or []) | join(', ') }})
+        using ({{ place_columns() | join(', ') }})
 {%- endmacro %}
 
 

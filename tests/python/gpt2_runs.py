@@ -59,6 +59,9 @@ COLUMN_TYPES = {
     "stop_strings": "jsonb",
 }
 
+# Beside a database and dbt, more threads wait for each other.
+torch.set_num_threads(1)
+
 Row = dict[str, Any]
 State = dict[str, torch.Tensor]
 
@@ -78,7 +81,7 @@ def load_checkpoint(folder: Path, name: str, env: dict[str, str] | None = None) 
 
 def copy_project(folder: Path) -> Path:
     """Copy what dbt and the generator need, so that a test may change it."""
-    for name in ("macros", "seeds", "scripts", "models"):
+    for name in ("macros", "seeds", "scripts", "models", "tests/generic"):
         shutil.copytree(
             PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -86,7 +89,7 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-# --- The side of dbt ------------------------------------------------------------
+# --- The side of dbt ----------------------------------------------------------
 
 
 @dataclass
@@ -200,6 +203,7 @@ class Gpt2:
             for row in self.query(f"select * from {model}s order by prompt_id")
         }
         for row in self.query(f"select * from {model}_tokens order by position"):
+            row["token"] = bytes(row["token"])
             completions[row["prompt_id"]]["tokens"].append(row)
         for row in completions.values():
             row["token_ids"] = [token["token_id"] for token in row["tokens"]]
@@ -232,17 +236,18 @@ class Gpt2:
             [prompt_id],
         )
         # an array's binary form: 20 bytes, then a length and a value each
+        element = np.dtype([("length", ">i4"), ("x", ">f4")])
         return torch.stack(
             [
                 torch.from_numpy(
-                    np.frombuffer(row["logits"], ">i4,>f4", offset=20)["f1"].astype("f4")
+                    np.frombuffer(row["logits"], element, offset=20)["x"].astype("f4")
                 )
                 for row in rows
             ]
         )
 
 
-# --- The side of transformers -----------------------------------------------------
+# --- The side of transformers -------------------------------------------------
 
 
 class Reference:
@@ -338,7 +343,7 @@ def draw(probabilities: torch.Tensor, u: float) -> tuple[int, float]:
     return int(order[n]), float((cumulative - u).abs().min())
 
 
-# --- Comparison ----------------------------------------------------------------------
+# --- Comparison ---------------------------------------------------------------
 
 
 def check_logits(ours: torch.Tensor, reference: torch.Tensor, what: str) -> None:
@@ -359,11 +364,11 @@ def check_logits(ours: torch.Tensor, reference: torch.Tensor, what: str) -> None
         )
 
 
-def random_state(config: Any, seed: int, gain: float = 1.0) -> State:
+def random_state(config: Any, seed: int) -> State:
     """Random weights whose greedy text is not one token for ever.
 
-    Matrices are scaled by their inputs, so that every layer matters; biases and
-    norms are random too.
+    Matrices are scaled by their inputs, so that every layer outweighs the
+    embedding, which a tied head would repeat; biases and norms are random too.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -371,9 +376,12 @@ def random_state(config: Any, seed: int, gain: float = 1.0) -> State:
     for name, tensor in GPT2LMHeadModel(config).state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.dim() == 1:
-            state[name] = noise * 0.2 + (1.0 if "ln_" in name and "weight" in name else 0)
+            is_scale = "ln_" in name and "weight" in name
+            state[name] = noise * 0.2 + (1 if is_scale else 0)
         elif ".h." in name:
-            state[name] = noise * gain / tensor.shape[0] ** 0.5
+            state[name] = noise * 2 / tensor.shape[0] ** 0.5
+        elif "wte" in name or "lm_head" in name:
+            state[name] = noise * 0.1
         else:
             state[name] = noise * 0.2
     if config.tie_word_embeddings:
@@ -381,9 +389,9 @@ def random_state(config: Any, seed: int, gain: float = 1.0) -> State:
     return state
 
 
-def save_network(folder: Path, config: Any, seed: int, gain: float = 1.0) -> Path:
+def save_network(folder: Path, config: Any, seed: int) -> Path:
     """Save a random network as the Hub lays it out, without a tokenizer."""
     network = GPT2LMHeadModel(config)
-    network.load_state_dict(random_state(config, seed, gain))
+    network.load_state_dict(random_state(config, seed))
     network.save_pretrained(folder)
     return folder

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-import torch
 from transformers import GPT2Config
 
 from conftest import Dbt
@@ -29,7 +28,8 @@ from gpt2_runs import (
 )
 
 # Tokens of the prompts: from one to as many as the issue asks for.
-LENGTHS = [1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 200]
+TEXT_LENGTHS = [1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 200]
+RANDOM_LENGTHS = [1, 2, 4, 7, 11, 18, 29, 47, 76, 123]
 NEW_TOKENS = 8
 ODD_PROMPTS = [
     "",
@@ -65,12 +65,14 @@ def reference() -> Reference:
 @pytest.fixture(scope="module")
 def prompts(reference: Reference) -> list[Row]:
     """Text and token ids of every length; the last ones are sampled."""
-    texts = [*austen_prompts(reference, LENGTHS, seed=1), *ODD_PROMPTS]
+    texts = [*austen_prompts(reference, TEXT_LENGTHS, seed=1), *ODD_PROMPTS]
     sampled = austen_prompts(reference, [4, 16, 64], seed=2)
     rows: list[Row] = [{"prompt": text} for text in texts]
     rows += [
         {"prompt_token_ids": token_ids}
-        for token_ids in random_prompts(LENGTHS, reference.config.vocab_size, seed=3)
+        for token_ids in random_prompts(
+            RANDOM_LENGTHS, reference.config.vocab_size, seed=3
+        )
     ]
     rows += [
         {"prompt": text, "temperature": 1.5, "top_k": 0, "seed": 5} for text in sampled
@@ -155,7 +157,9 @@ def test_token_statistics(
     for row in prompts:
         completion = completions[row["prompt_id"]]
         prompt = reference.encode(row)
-        logits = reference.logits(prompt + completion["token_ids"][:-1])[len(prompt) - 1 :]
+        logits = reference.logits(prompt + completion["token_ids"][:-1])[
+            len(prompt) - 1 :
+        ]
         tolerance = 2 * LOGIT_TOLERANCE * float(logits.abs().max())
         for token, scores in zip(
             completion["tokens"], logits.log_softmax(-1), strict=True
@@ -238,6 +242,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 def test_incremental_rows_equal_a_full_computation(
     gpt2: Gpt2, completions: dict[int, Row]
 ) -> None:
@@ -259,13 +264,14 @@ def test_incremental_rows_equal_a_full_computation(
     assert gpt2.completions() == completions
 
 
+@pytest.mark.slow
 def test_again(gpt2: Gpt2, completions: dict[int, Row]) -> None:
     """A second run gives the same, to the last bit of each logprob."""
     gpt2.run()
     assert gpt2.completions() == completions
 
 
-# --- Other shapes --------------------------------------------------------------
+# --- Other shapes -------------------------------------------------------------
 
 SHAPES = {
     "three_heads": {"n_embd": 30, "n_head": 3, "n_inner": 50},
@@ -332,9 +338,7 @@ def check_network(gpt2: Gpt2, folder: Path, lengths: list[int], distinct: int) -
         generated |= set(expected)
         token_ids = row["prompt_token_ids"] + expected[:-1]
         what = f"prompt of {completion['prompt_tokens']} tokens"
-        check_logits(
-            gpt2.logits(row["prompt_id"]), reference.logits(token_ids), what
-        )
+        check_logits(gpt2.logits(row["prompt_id"]), reference.logits(token_ids), what)
     assert len(generated) >= distinct, "the random network says the same for ever"
 
 
@@ -353,7 +357,6 @@ def test_shape(shallow: Gpt2, shape: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_full_size(gpt2: Gpt2, tmp_path: Path) -> None:
     """The published configuration, 124M, with random weights."""
-    torch.set_num_threads(2)
     folder = save_network(tmp_path / "full", GPT2Config(), seed=7)
     load_checkpoint(folder, "test_gpt2_full")
     full = Gpt2(

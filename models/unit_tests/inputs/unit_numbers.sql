@@ -1,0 +1,4 @@
+-- Numbers for a function, [n].
+select
+    null::text as name,
+    null::float8[] as x

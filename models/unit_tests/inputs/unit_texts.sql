@@ -1,0 +1,4 @@
+-- Texts to encode.
+select
+    null::integer as sequence_id,
+    null::text as prompt

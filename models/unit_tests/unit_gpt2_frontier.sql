@@ -1,0 +1,1 @@
+{{ gpt2_frontier(ref('unit_tokens')) }}

@@ -1,0 +1,13 @@
+with prompts as (
+    {{ gpt2_prompts(
+        ref('unit_prompts'),
+        var('unit_options', {}),
+        ref('unit_config'),
+    ) }}
+)
+
+select
+    prompts.*,
+    prompts.prompt_token_ids::text as token_ids,
+    to_jsonb(prompts.stop_strings)::text as stops
+from prompts

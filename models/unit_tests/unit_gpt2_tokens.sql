@@ -1,0 +1,13 @@
+with prompts as (
+    {{ gpt2_prompts(ref('unit_prompts'), {}, ref('unit_config')) }}
+)
+
+select *
+from (
+    {{ gpt2_tokens(
+        'prompts',
+        ref('unit_vocabulary'),
+        ref('unit_merges'),
+        ref('unit_config'),
+    ) }}
+) as tokens

@@ -1,0 +1,16 @@
+with places as (
+    select * from {{ ref('unit_frontier') }}
+),
+
+result as (
+    {{ linear(
+        ref('unit_input'),
+        ref('unit_weights'),
+        residual=ref('unit_residual'),
+    ) }}
+)
+
+select
+    {{ place('result') }},
+    {{ rounded('result.activation') }} as activation
+from result

@@ -1,0 +1,421 @@
+"""Bad input gets a clear error, nothing of an earlier run is lost, text is text."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from psycopg2.extensions import connection as Connection
+from transformers import GPT2Config
+
+import database
+import server as server_script
+from conftest import Dbt, run_script
+from gpt2_runs import (
+    TWIN,
+    Gpt2,
+    Reference,
+    Row,
+    copy_project,
+    load_checkpoint,
+    save_network,
+)
+
+SCHEMA = "test_bad_input"
+LITERAL_TEXTS = [
+    "it's \"quoted\" ''twice'' “and curly”",
+    r"C:\new\x41 \\ \' \0 E'\n'",
+    "{{ target.schema }} {% do x %} {# note #} {{ 1 / 0 }}",
+    "$$ $body$ $forward$ $step$ $1 ${HOME} `id` $(id)",
+    "%s %(name)s %% %d 100%",
+    f"'; drop table {SCHEMA}.gpt2_completions; -- /* */",
+    "a','b'::text); select pg_sleep(9); --",
+    "\ta line\nand another \r\n  \n",
+    "null",
+    "None",
+    "1e5",
+    "true",
+    "2024-01-01",
+    '{"prompt": [1, 2]}',
+    "<b>&amp;</b> \x01\x7f\u200b",
+]
+# What a seed keeps: dbt reads the word null as NULL, and any end of line as \n.
+SEED_TEXTS = [text.replace("\r\n", "\n") for text in LITERAL_TEXTS if text != "null"]
+DEFAULT_NEW_TOKENS = 3
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference(TWIN)
+
+
+@pytest.fixture(scope="module")
+def gpt2(
+    dbt: Dbt, connection: Connection, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gpt2]:
+    load_checkpoint(TWIN, "gpt2_twin")
+    runs = Gpt2(
+        dbt,
+        connection,
+        SCHEMA,
+        tmp_path_factory.mktemp("target"),
+        variables={
+            # null is as if it was not there, so this is greedy
+            "gpt2_options": {
+                "max_new_tokens": DEFAULT_NEW_TOKENS,
+                "temperature": None,
+                "seed": 4,
+            }
+        },
+    )
+    yield runs
+    # the server, and with it the connection, was stopped
+    with contextlib.closing(database.connect(autocommit=True)) as opened:
+        runs.connection = opened
+        runs.drop()
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    """The literal texts, and one that has options of its own."""
+    rows: list[Row] = [
+        {"prompt_id": n, "prompt": text} for n, text in enumerate(LITERAL_TEXTS)
+    ]
+    own = {"max_new_tokens": 7, "seed": 5, "stop_strings": ["'; never {{ said }}"]}
+    return [*rows, {"prompt_id": 100, "prompt": "Mr. Knightley", **own}]
+
+
+@pytest.fixture(scope="module")
+def completions(gpt2: Gpt2, rows: list[Row]) -> dict[int, Row]:
+    """An earlier run, which no bad input may touch."""
+    return gpt2.complete(rows)
+
+
+# --- Text is text -------------------------------------------------------------
+
+
+def test_prompts_of_a_table_are_literal(
+    reference: Reference, gpt2: Gpt2, rows: list[Row], completions: dict[int, Row]
+) -> None:
+    token_ids = gpt2.prompt_token_ids()
+    for row in rows:
+        prompt_id = row["prompt_id"]
+        assert completions[prompt_id]["prompt"] == row["prompt"]
+        assert token_ids[prompt_id] == reference.encode(row)
+
+
+def test_a_row_overrides_the_var(
+    reference: Reference, rows: list[Row], completions: dict[int, Row]
+) -> None:
+    """NULL in a column does not."""
+    for row in rows:
+        new_tokens = row.get("max_new_tokens", DEFAULT_NEW_TOKENS)
+        completion = completions[row["prompt_id"]]
+        expected = reference.generate(row, max_new_tokens=new_tokens)
+        assert completion["token_ids"] == expected
+        assert completion["seed"] == row.get("seed", 4)
+
+
+def test_prompts_of_a_seed_are_literal(
+    dbt: Dbt, gpt2: Gpt2, reference: Reference, tmp_path: Path
+) -> None:
+    project = copy_project(tmp_path)
+    with (project / "seeds" / "prompts.csv").open(
+        "w", newline="", encoding="utf-8"
+    ) as f:
+        csv.writer(f, lineterminator="\n").writerows(
+            [("prompt_id", "prompt"), *enumerate(SEED_TEXTS)]
+        )
+    environment = {
+        "DBT_NN_SCHEMA": "test_literal_seed",
+        "DBT_TARGET_PATH": str(project / "target"),
+    }
+    where = ["--project-dir", str(project)]
+    try:
+        dbt("seed", *where, env=environment)
+        dbt("run", *where, "--select", "gpt2_prompts", "gpt2_tokens", env=environment)
+        found = gpt2.query("""
+            select prompts.prompt, array_agg(token_id order by position) as token_ids
+            from test_literal_seed.gpt2_prompts as prompts
+            inner join test_literal_seed.gpt2_tokens using (sequence_id)
+            group by prompts.prompt_id, prompts.prompt
+            order by prompts.prompt_id
+        """)
+    finally:
+        gpt2.execute("drop schema if exists test_literal_seed cascade")
+    assert [row["prompt"] for row in found] == SEED_TEXTS
+    for row in found:
+        assert row["token_ids"] == reference.encode({"prompt": row["prompt"]})
+
+
+def test_prompt_of_the_command_line_is_literal(
+    gpt2: Gpt2, reference: Reference
+) -> None:
+    prompt = " ".join(LITERAL_TEXTS[:8])
+    environment = {**os.environ, "DBT_NN_SCHEMA": "test_literal_command"}
+    try:
+        done = run_script(
+            "complete.py", prompt, "max_new_tokens=2", "stop_strings=[\"{{ 'x' }}\"]",
+            env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        [found] = gpt2.query("""
+            select prompt, completion, prompt_tokens, completion_tokens
+            from test_literal_command.gpt2_completions
+        """)
+    finally:
+        gpt2.execute("drop schema if exists test_literal_command cascade")
+    row = {"prompt": prompt}
+    expected = reference.generate(row, max_new_tokens=2)
+    assert found["prompt"] == prompt
+    assert found["prompt_tokens"] == len(reference.encode(row))
+    assert found["completion"] == reference.decode(expected)
+    # a terminal's universal newlines
+    assert f"{prompt}{found['completion']}".replace("\r\n", "\n") in done.stdout
+
+
+# --- Bad rows -----------------------------------------------------------------
+
+# A relation of prompts, and what the error has to say. The rows around it are good.
+BAD_ROWS: list[tuple[str, list[str]]] = [
+    ("7 as prompt_id, null::text as prompt", ["prompt_id 7", "prompt"]),
+    ("null::integer as prompt_id, 'a' as prompt", ["prompt_id is NULL"]),
+    (
+        "8 as prompt_id, 'a' as prompt union all select 8, 'b'",
+        ["prompt_id 8", "2 times"],
+    ),
+    ("7 as prompt_id, 'a' as promt", ["prompt_id 7", "prompt_token_ids"]),
+    ("7 as prompt_id, 'a' as prompt_token_ids", ["prompt_id 7", "prompt_token_ids"]),
+    *(
+        (f"7 as prompt_id, 'a' as prompt, {value} as {option}", ["prompt_id 7", option])
+        for option, values in {
+            "temperature": ["0", "-1", "'hot'", "'NaN'::float8", "'inf'::float8", "''"],
+            "top_p": ["0", "1.5", "-0.1", "'NaN'::float8", "'most'"],
+            "top_k": ["-1", "2.5", "'all'", "99999999999"],
+            "min_p": ["-0.1", "1.01", "'some'"],
+            "repetition_penalty": ["0", "-2", "'inf'::float8"],
+            "seed": ["1.5", "'lucky'", "1e30"],
+            "max_new_tokens": ["-1", "0.5", "'many'"],
+            "do_sample": ["'perhaps'", "2"],
+            "stop_strings": [
+                "''", "array['.', '']", "'[\".\", null]'::jsonb", "3",
+                "'{\"a\": 1}'::jsonb",
+            ],
+        }.items()
+        for value in values
+    ),
+    *(
+        (f"7 as prompt_id, {value} as prompt_token_ids", ["prompt_id 7", *message])
+        for value, message in {
+            "array[1, 99999]": ["99999", "vocabulary"],
+            "array[1, -1]": ["-1", "vocabulary"],
+            "array[1, null, 2]": ["token"],
+            "array['1', 'x']": ["token"],
+            "array[1.5]": ["token"],
+            "array[5000000000]": ["5000000000"],
+            "array_fill(1, array[300])": ["300", "256", "n_positions"],
+        }.items()
+    ),
+    (
+        "7 as prompt_id, repeat('word ', 300) as prompt",
+        ["prompt_id 7", "256", "n_positions", "tokens"],
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compiled(gpt2: Gpt2, completions: dict[int, Row]) -> dict[str, str]:
+    """The SQL that dbt ran for the first two models."""
+    folder = gpt2.target / "compiled" / "dbt_nn" / "models" / "gpt2"
+    return {
+        name: (folder / f"gpt2_{name}.sql").read_text(encoding="utf-8")
+        for name in ("prompts", "tokens")
+    }
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    BAD_ROWS,
+    ids=[bad.partition("prompt_id, ")[2] for bad, _ in BAD_ROWS],
+)
+def test_bad_row(
+    gpt2: Gpt2, compiled: dict[str, str], bad: str, message: list[str]
+) -> None:
+    """What the statement raises is what dbt says and fails with, as below."""
+    table = f"{gpt2.schema}.test_prompts"
+    with contextlib.closing(database.connect()) as opened, opened.cursor() as cursor:
+        cursor.execute(f"drop table {table}; create table {table} as select {bad}")
+        with pytest.raises(psycopg2.Error) as caught:
+            for name, select in compiled.items():
+                cursor.execute(f"""
+                    drop table {gpt2.schema}.gpt2_{name} cascade;
+                    create table {gpt2.schema}.gpt2_{name} as {select}
+                """)
+        opened.rollback()
+    for part in message:
+        assert part in str(caught.value.diag.message_primary)
+
+
+# --- dbt fails, and keeps what was there --------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bare_checkpoints(
+    gpt2: Gpt2, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """One of another depth, and one of the same without a tokenizer."""
+    for name, depth in {"test_shallow": 2, "test_no_tokenizer": 12}.items():
+        folder = tmp_path_factory.mktemp(name) / "checkpoint"
+        config = GPT2Config(
+            n_layer=depth, n_embd=8, n_head=2, n_positions=16, vocab_size=20,
+            bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        load_checkpoint(save_network(folder, config, seed=1), name)
+    yield
+    gpt2.execute("drop schema test_shallow cascade")
+    gpt2.execute("drop schema test_no_tokenizer cascade")
+
+
+BAD_RUNS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "no checkpoint": (
+        {"gpt2_checkpoint": "nowhere"},
+        ["nowhere", "not loaded", "load_checkpoint.py"],
+    ),
+    "another depth": (
+        {"gpt2_checkpoint": "test_shallow"},
+        ["test_shallow", "2 layers", "12", "generate_network.py"],
+    ),
+    "no tokenizer": (
+        {"gpt2_checkpoint": "test_no_tokenizer"},
+        ["prompt_id 0", "no tokenizer", "prompt_token_ids"],
+    ),
+    "no such model": ({"gpt2_prompts": "no_such_prompts"}, ["no_such_prompts"]),
+    "no such table": (
+        {"gpt2_prompts": "public.no_such_prompts"},
+        ["public.no_such_prompts", "does not exist"],
+    ),
+    "unknown option": (
+        {"gpt2_options": {"temprature": 0.5}},
+        ["temprature", "temperature", "top_k"],
+    ),
+    "bad option": ({"gpt2_options": {"top_p": 1.5}}, ["top_p", "1.5", "at most 1"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RUNS)
+def test_bad_run(
+    gpt2: Gpt2, rows: list[Row], completions: dict[int, Row], bare_checkpoints: None,
+    case: str,
+) -> None:  # fmt: skip
+    variables, message = BAD_RUNS[case]
+    gpt2.write_prompts(rows)
+    check_fails(gpt2, message, **variables)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": None}, ["prompt_id 7", "prompt"]),
+        ({"prompt": "word " * 300}, ["prompt_id 7", "n_positions"]),
+    ],
+)
+def test_bad_prompts(
+    gpt2: Gpt2, completions: dict[int, Row], row: Row, message: list[str]
+) -> None:
+    gpt2.write_prompts([{"prompt_id": 1, "prompt": "good"}, {"prompt_id": 7, **row}])
+    check_fails(gpt2, message)
+
+
+def check_fails(gpt2: Gpt2, message: list[str], **variables: Any) -> None:
+    before = gpt2.completions()
+    assert before
+    done = gpt2.run(check=False, **variables)
+    assert done.returncode != 0, done.stdout[-3000:]
+    for part in message:
+        assert part in done.stdout, done.stdout[-3000:]
+    assert "Traceback" not in done.stdout
+    assert gpt2.completions() == before
+
+
+# --- A connection that is lost halfway ----------------------------------------
+
+
+LONG_ROW: Row = {"prompt_id": 1, "prompt": "She", "max_new_tokens": 240}
+
+
+def kill_connections(connection: Connection) -> None:
+    """Those of dbt."""
+    connection.cursor().execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity "
+        "where application_name = 'dbt'"
+    )
+
+
+def kill_server(connection: Connection) -> None:
+    """At once, as a crash would: what is not in the log is lost."""
+    data = server_script.find_place().data
+    postmaster = int((data / "postmaster.pid").read_text().split()[0])
+    os.kill(postmaster, signal.SIGQUIT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [kill_connections, kill_server])
+def test_interrupted_run(
+    gpt2: Gpt2,
+    reference: Reference,
+    completions: dict[int, Row],
+    tmp_path: Path,
+    kill: Any,
+) -> None:
+    """Dbt fails; the earlier completions stay; the next run is as if nothing was."""
+    earlier = f"select * from {SCHEMA}.gpt2_completions order by prompt_id"
+    before = gpt2.query(earlier)
+    assert len(before) > 1
+    gpt2.write_prompts([LONG_ROW])
+    gpt2.execute(f"drop table {SCHEMA}.gpt2_completion_tokens")
+    log = tmp_path / "log"
+    run = gpt2.start(log)
+    try:
+        wait_for_tokens(gpt2, 5)
+        assert run.poll() is None, log.read_text()
+        kill(gpt2.connection)
+        assert run.wait(timeout=120) != 0
+    finally:
+        run.kill()
+        run.wait()
+    output = log.read_text(encoding="utf-8")
+    assert "gpt2_completion_tokens" in output
+    assert "Error" in output
+    assert "connection" in output, output[-3000:]
+    done = run_script("server.py", "start")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with contextlib.closing(database.connect(autocommit=True)) as opened:
+        gpt2.connection = opened
+        assert gpt2.query(earlier) == before
+        # two, so that the next test has something to lose
+        again = gpt2.complete([LONG_ROW, {"prompt_id": 2, "prompt": "a"}])
+        expected = reference.generate(LONG_ROW, max_new_tokens=240)
+        assert again[1]["token_ids"] == expected
+        assert again[1]["completion"] == reference.decode(expected)
+    gpt2.connection = database.connect(autocommit=True)
+
+
+def wait_for_tokens(gpt2: Gpt2, count: int) -> None:
+    """Until so many are generated: each step is committed."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with contextlib.suppress(psycopg2.errors.UndefinedTable):
+            table = f"{SCHEMA}.gpt2_completion_tokens"
+            [found] = gpt2.query(f"select count(*) as n from {table}")
+            if found["n"] >= count:
+                return
+        time.sleep(0.02)
+    pytest.fail("no tokens came")
