@@ -56,19 +56,20 @@ likeliest as materialized (
 
 chosen as materialized (
     select
-        newest.*,
-        choice.token_id,
-        newest.logits[choice.token_id + 1]::float8 as logit
-    from newest
-    inner join likeliest using (sequence_id)
-    cross join lateral (
-        select case
-            when not newest.do_sample and newest.repetition_penalty = 1
-                then likeliest.token_ids[1]
-            else (
-                {{ choose_token(penalized_logits('newest', tokens), 'newest') | indent(16) }}
-            )
-        end as token_id
+        choice.*,
+        choice.logits[choice.token_id + 1]::float8 as logit
+    from (
+        select
+            newest.*,
+            case
+                when not newest.do_sample and newest.repetition_penalty = 1
+                    then likeliest.token_ids[1]
+                else (
+                    {{ choose_token(penalized_logits('newest', tokens), 'newest') | indent(20) }}
+                )
+            end as token_id
+        from newest
+        inner join likeliest using (sequence_id)
         offset 0
     ) as choice
 ),

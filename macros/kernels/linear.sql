@@ -43,7 +43,7 @@ select
 from product
 {%- if residual %}
 inner join {{ residual }} as residual
-    using ({{ (config.meta_get('place') or []) | join(', ') }})
+    using ({{ place_columns() | join(', ') }})
 {%- endif %}
 {%- endmacro %}
 

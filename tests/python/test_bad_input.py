@@ -334,6 +334,15 @@ def test_bad_prompts(
     check_fails(gpt2, message)
 
 
+def test_no_prompts(gpt2: Gpt2, completions: dict[int, Row]) -> None:
+    """A relation without rows gives one without rows."""
+    gpt2.write_prompts([{"prompt_id": 1, "prompt": ""}])
+    gpt2.execute(f"delete from {SCHEMA}.test_prompts")
+    gpt2.run()
+    assert gpt2.completions() == {}
+    gpt2.complete([{"prompt_id": 1, "prompt": "a"}, {"prompt_id": 2, "prompt": "b"}])
+
+
 def check_fails(gpt2: Gpt2, message: list[str], **variables: Any) -> None:
     before = gpt2.completions()
     assert before

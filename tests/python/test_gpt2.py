@@ -77,6 +77,11 @@ def prompts(reference: Reference) -> list[Row]:
     rows += [
         {"prompt": text, "temperature": 1.5, "top_k": 0, "seed": 5} for text in sampled
     ]
+    # any token, so also bytes that are parts of characters, or of none
+    rows += [
+        {"prompt": "é", "temperature": 100, "top_k": 0, "max_new_tokens": 60, "seed": n}
+        for n in range(3)
+    ]
     return [
         {"prompt_id": 10 * n, "max_new_tokens": NEW_TOKENS, **row}
         for n, row in enumerate(rows)
@@ -209,7 +214,7 @@ def test_counts_and_finish_reason(
             assert completion["finish_reason"] == "eos_token"
         else:
             assert completion["finish_reason"] == "length"
-            assert len(token_ids) == NEW_TOKENS
+            assert len(token_ids) == row["max_new_tokens"]
 
 
 def layer_differences(gpt2: Gpt2, layer: str, column: str, cast: str) -> Row:
