@@ -26,7 +26,7 @@ help:  ## list the commands
 		awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 .PHONY: demo
-demo: checkpoint  ## set up, load the bundled network and let it write
+demo: seed  ## set up, load the bundled network and let it write
 	@$(PY) scripts/demo.py
 
 .PHONY: gpt2
@@ -54,17 +54,21 @@ checkpoint: server  ## load checkpoints/gpt2-twin if it is not loaded yet
 	@$(PY) scripts/load_checkpoint.py checkpoints/gpt2-twin \
 		--name gpt2_twin --if-changed
 
+.PHONY: seed
+seed: checkpoint  ## load the default prompts, seeds/prompts.csv
+	@$(DBT) --quiet seed --select prompts
+
 .PHONY: docs
 docs: checkpoint  ## write the documentation site to target/static_index.html
 	@$(DBT) docs generate --static
 	@echo 'open target/static_index.html, or run .venv/bin/dbt docs serve'
 
 .PHONY: test
-test: lint  ## run every check and test
+test: lint seed  ## run every check and test
 	@$(PY) -m pytest
 
 .PHONY: test-fast
-test-fast: lint  ## the same without the slow tests
+test-fast: lint seed  ## the same without the slow tests
 	@$(PY) -m pytest -m 'not slow'
 
 .PHONY: bench

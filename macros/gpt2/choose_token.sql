@@ -9,6 +9,8 @@
     Behaves as transformers' TemperatureLogitsWarper, TopKLogitsWarper,
     TopPLogitsWarper and MinPLogitsWarper in that order, then an inverse CDF
     over the tokens by falling probability. Greedy decoding is top-k with k = 1.
+    Among logits equal to the k-th, top-k keeps the smaller ids and exactly k
+    tokens, where transformers keeps all of them.
 -#}
 {% macro choose_token(logits, options) -%}
 select drawn.token_id
@@ -31,9 +33,13 @@ from (
                 select
                     top.token_id,
                     row_number() over (order by top.x desc, top.token_id) as n,
-                    {{ bounded_exp(
-                        '(top.x - max(top.x) over ()) / ' ~ options ~ '.temperature'
-                    ) }} as weight
+                    {# exp() raises an error where it underflows: below -700 #}
+                    exp(
+                        greatest(
+                            top.x - max(top.x) over (),
+                            -700 * {{ options }}.temperature
+                        ) / {{ options }}.temperature
+                    ) as weight
                 from (
                     select (score.i - 1)::integer as token_id, score.x::float8 as x
                     from unnest({{ logits }}) with ordinality as score (x, i)

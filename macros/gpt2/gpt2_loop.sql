@@ -2,6 +2,20 @@
     What the generation materialization needs to know of a text network.
 -#}
 
+{#- A SELECT that raises an error unless the layers stand at the prompts: a
+    generation starts there. -#}
+{% macro gpt2_check(network) -%}
+    select {{ db_function('check_input') }}(
+        case
+            when max(step) > 0
+                then 'the layers are already past the prompts: the loop starts '
+                    'from fresh layers, so run dbt run --select {{ network }}'
+        end
+    )
+    from {{ network_relation(network ~ '_tokens') }}
+{%- endmacro %}
+
+
 {#- The statement that makes the sampled tokens the next frontier. -#}
 {% macro gpt2_advance(samples, network) -%}
     {%- set tokens = network_relation(network ~ '_tokens') -%}

@@ -9,7 +9,8 @@
     when the step is done; no dbt work besides.
 
     meta: network and place as for a layer. The network's family tells the
-    macros of the loop, <family>_advance() and <family>_progress(); unit is what
+    macros of the loop, <family>_check(), <family>_advance() and
+    <family>_progress(); unit is what
     a step adds, for the terminal: tokens, images.
 -#}
 {% materialization generation, adapter='postgres' %}
@@ -18,9 +19,10 @@
     {%- set network = config.meta_get('network') -%}
 
     {{ run_hooks(pre_hooks) }}
+    {% do run_query(context[family ~ '_check'](network)) %}
     {{ drop_relation_if_exists(load_cached_relation(this)) }}
     {% call statement('create') -%}
-        {{ create_layer(relation, sql) }}
+        {{ create_layer(relation, sql, 'table') }}
         {{ create_step_function(relation, network, family) }}
     {%- endcall %}
     {% do persist_docs(relation, model) %}

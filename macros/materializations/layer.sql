@@ -18,7 +18,7 @@
     {{ run_hooks(pre_hooks) }}
     {{ drop_relation_if_exists(load_cached_relation(this)) }}
     {% call statement('main') -%}
-        {{ create_layer(relation, sql) }}
+        {{ create_layer(relation, sql, 'unlogged table') }}
         select {{ forward_function(relation) }}(all_places => true);
     {%- endcall %}
     {% do persist_docs(relation, model) %}
@@ -35,15 +35,15 @@
 
 
 {#-
-    DDL of a layer's table and of its function. Activations can be computed
-    again, so the table is unlogged. A vector stays in its row as long as that
+    DDL of a layer's table and of its function. `kind` is 'unlogged table' for
+    activations, which can be computed again, else 'table'. A vector stays in its row as long as that
     fits a page (TOAST would copy it at each use), and is never compressed.
 
     The planner settings pin what is best at every size, since plans are made
     while the tables are still empty: ordered index scans, nested loops.
 -#}
-{% macro create_layer(relation, sql) -%}
-    create unlogged table {{ relation }} as
+{% macro create_layer(relation, sql, kind) -%}
+    create {{ kind }} {{ relation }} as
     {{ sql }}
     with no data;
 
