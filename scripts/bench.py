@@ -140,11 +140,15 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ["DBT_NN_SCHEMA"] = SCHEMA
     connection = connect(autocommit=True)
-    network = load_random_checkpoint()
-    results = [
-        compare(connection, network, context, arguments.steps)
-        for context in arguments.contexts
-    ]
+    try:
+        network = load_random_checkpoint()
+        results = [
+            compare(connection, network, context, arguments.steps)
+            for context in arguments.contexts
+        ]
+    finally:
+        for name in (SCHEMA, f"{SCHEMA}_gpt2", CHECKPOINT):
+            connection.cursor().execute(f"drop schema if exists {name} cascade")
     print("\nGPT-2 124M, float32, one sequence: milliseconds a token (medians)\n")
     print("| context | dbt_nn | transformers | ratio |\n| ---: | ---: | ---: | ---: |")
     for row in results:
@@ -157,8 +161,6 @@ def main() -> int:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"\n{json.dumps(report['machine'])}\nwritten to {path}")
-    for name in (SCHEMA, f"{SCHEMA}_gpt2", CHECKPOINT):
-        connection.cursor().execute(f"drop schema if exists {name} cascade")
     return 0
 
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import shlex
-import sys
 
 import yaml
 from dbt.cli.main import dbtRunner
@@ -68,8 +67,6 @@ def dbt(*arguments: str) -> int:
             str(profiles_path().parent),
         ]
         result = dbtRunner(callbacks=[show]).invoke(["--quiet", *arguments, *folder])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        print(f"error: {result.exception}", file=sys.stderr)
     return 0 if result.success else 1
 
 
