@@ -45,7 +45,11 @@ likeliest as materialized (
     from newest
     cross join lateral (
         select (score.i - 1)::integer as token_id, score.x::float8 as logit
-        from unnest(newest.logits) with ordinality as score (x, i)
+        from (
+            select
+                unnest(newest.logits) as x,
+                generate_subscripts(newest.logits, 1) as i
+        ) as score
         order by score.x desc, score.i
         limit 5
     ) as best
@@ -86,7 +90,7 @@ ranked as materialized (
         select
             sum({{ bounded_exp('score.x - likeliest.maximum') }}) as exponentials,
             1 + count(*) filter (where score.x > chosen.logit) as rank
-        from unnest(chosen.logits) as score (x)
+        from (select unnest(chosen.logits) as x) as score
     ) as total
 ),
 

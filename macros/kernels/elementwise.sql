@@ -4,7 +4,8 @@
     activation   name as in transformers' and diffusers' configs: gelu_new,
                  gelu_pytorch_tanh
     x            vector(n), an expression of the enclosing row
-    -> vector(n), computed in float8; a function scan keeps the order
+    -> vector(n), computed in float8. unnest() in a select list keeps the
+       order, and stores nothing
 -#}
 {% macro elementwise(activation, x) -%}
     {{ return(adapter.dispatch('elementwise', 'dbt_nn')(activation, x)) }}
@@ -14,7 +15,7 @@
 {% macro postgres__elementwise(activation, x) -%}
     (
         select array_agg({{ activation_function(activation, 'element.x') }})
-        from unnest({{ x }}::real[]) as element (x)
+        from (select unnest({{ x }}::real[]) as x) as element
     )::vector
 {%- endmacro %}
 

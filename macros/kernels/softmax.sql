@@ -4,8 +4,8 @@
     x   float8[n], an expression of the enclosing row
     -> vector(n) whose elements sum to 1, computed in float8
 
-    A function scan yields the elements in their order and nothing here changes
-    it, so the aggregate needs no sort.
+    unnest() yields the elements in their order and nothing here changes it, so
+    the aggregate needs no sort.
 
     Behaves as torch.softmax.
 -#}
@@ -26,9 +26,9 @@
                 select {{ bounded_exp('element.x - largest.x') }} as e
                 from (
                     select max(element.x) as x
-                    from unnest({{ x }}) as element (x)
+                    from (select unnest({{ x }}) as x) as element
                 ) as largest
-                cross join unnest({{ x }}) as element (x)
+                cross join (select unnest({{ x }}) as x) as element
                 offset 0
             ) as shifted
         ) as exponentials

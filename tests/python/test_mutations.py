@@ -161,8 +161,8 @@ MUTATIONS = [
     Mutation(
         "logits multiplied by the temperature",
         "gpt2/choose_token.sql",
-        "/ ' ~ options ~ '.temperature'",
-        "* ' ~ options ~ '.temperature'",
+        ") / {{ options }}.temperature",
+        ") * {{ options }}.temperature",
         "sampled_tokens_follow_the_options",
     ),
     Mutation(

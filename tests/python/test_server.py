@@ -299,14 +299,15 @@ def test_own_server_with_its_settings_right(own):
         as_admin(own, "alter role tester reset jit")
 
 
-def test_own_server_without_the_extension(own):
-    as_admin(own, "drop extension vector")
+def test_own_server_without_the_extension(own, monkeypatch):
+    as_admin(own, "create database bare owner tester")
     try:
+        monkeypatch.setenv("DBT_NN_DATABASE", "bare")
         message = fail("check")
         assert "pgvector is on the server but not in this database" in message
         assert "create extension vector" in message
     finally:
-        as_admin(own, "create extension vector")
+        as_admin(own, "drop database bare")
 
 
 def test_own_server_without_the_right_to_create(own, monkeypatch):
