@@ -561,10 +561,16 @@ def _log_tail(place: Place, start: int) -> str:
 
 def _start_process(place: Place) -> None:
     """Start the server, over what a killed one or a reboot left."""
-    deadline = time.monotonic() + 90
-    while _postmaster(place) is not None:  # it recovers from a crash, or stops
+    begun = time.monotonic()
+    deadline = begun + 90
+    while process := _postmaster(place):  # it recovers from a crash, or stops
         if is_running(place):
             return
+        # it makes its socket before it recovers; one in a folder of the same
+        # name that was removed takes the socket along when it ends
+        lost = not (place.socket / f".s.PGSQL.{PORT}").exists()
+        if lost and time.monotonic() > begun + 3:
+            os.kill(process, signal.SIGINT)  # fast shutdown
         if time.monotonic() > deadline:
             raise DatabaseError(
                 f"PostgreSQL runs but takes no connections yet; see {place.log}"

@@ -86,6 +86,15 @@ def test_keeps_data_over_a_kill(place):
         assert cursor.fetchall() == [("[1,2]",)]
 
 
+def test_starts_again_where_the_socket_was_lost(place):
+    succeed("start")
+    process = postmaster(place)
+    (place.socket / ".s.PGSQL.5432").unlink()
+    assert "is running" in succeed("start")
+    assert postmaster(place) != process
+    assert "the server will do" in succeed("check")
+
+
 def test_starts_over_a_process_number_that_is_another_programs(place):
     """As after a reboot: postmaster.pid is there, and its number is taken."""
     succeed("start")
