@@ -1,4 +1,4 @@
-"""Read a checkpoint folder: safetensors, config and tokenizer, checked before use.
+"""Read a checkpoint folder: weights, config and what belongs to them, all checked.
 
 Nothing here knows about a database. `open_checkpoint` returns a `Checkpoint`
 whose tensors are known by name, shape and place in the file, and whose
@@ -39,6 +39,13 @@ BLOCK_BYTES = 64 * MIB
 # The most dimensions of a pgvector `vector`, and the longest Postgres name.
 MAX_VECTOR = 16_000
 MAX_IDENTIFIER = 63
+# The most channels of a feature map: a vector holds ten floats of each, nine of
+# a 3 x 3 patch and one to spare.
+MAX_CHANNELS = MAX_VECTOR // 10
+MAX_IMAGE_CHANNELS = 16
+# pixels on a side; the pixels of an image fit a Postgres int
+MAX_SAMPLE_SIZE = 1 << 15
+MAX_TIMESTEPS = 10_000
 
 # Bytes per element of the dtypes that a header may name. Only those in
 # READABLE can be weights; the others occur in buffers that are ignored.
@@ -290,36 +297,39 @@ def _sizes(value: object) -> bool:
     )
 
 
-def find_weights(folder: Path) -> list[Path]:
+def find_weights(folder: Path, stem: str, convert: str) -> list[Path]:
     """Find the safetensors files of a checkpoint: one, or the shards of an index.
+
+    Args:
+        folder: where they are.
+        stem: their name without a suffix.
+        convert: how to save them from another format, for the error.
 
     Raises:
         CheckpointError: none, several without an index, or a shard is missing.
 
     """
-    for stem in ("model", "diffusion_pytorch_model"):
-        single = folder / f"{stem}.safetensors"
-        if single.is_file():
-            return [single]
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            return _shards(index)
+    single = folder / f"{stem}.safetensors"
+    if single.is_file():
+        return [single]
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        return _shards(index)
     found = sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
         return found
     if found:
         raise CheckpointError(
             f"{folder} has {len(found)} safetensors files ({found[0].name}, "
-            f"{found[1].name} ...) but no model.safetensors.index.json that says how "
-            "they belong together. Fetch the index, or keep one file in the folder."
+            f"{found[1].name} ...) but no {index.name} that says how they belong "
+            "together. Fetch the index, or keep one file in the folder."
         )
     others = sorted(p.name for p in folder.iterdir() if p.suffix in OTHER_FORMATS)
     seen = f" (it has {', '.join(others[:3])})" if others else ""
     raise CheckpointError(
         f"{folder} has no safetensors file{seen}. Only safetensors are read: a pickle "
         "can run code when it is opened. Convert a checkpoint that you trust with "
-        "transformers: AutoModelForCausalLM.from_pretrained(SOURCE)"
-        ".save_pretrained(FOLDER), then load FOLDER."
+        f"{convert}, then load FOLDER."
     )
 
 
@@ -465,6 +475,10 @@ class Family:
             None for a buffer that is no weight and is ignored.
         layout: (config, tensors by canonical name) -> the modules.
         embedding_rows: the vocabulary's size, or None without a vocabulary.
+        stem: the name of its safetensors files.
+        convert: how to save it as safetensors from another format.
+        complete: config.json -> the same with the defaults of missing keys.
+        scheduled: whether a noise schedule belongs to the checkpoint.
 
     """
 
@@ -474,14 +488,30 @@ class Family:
     canonical: Callable[[str], str | None]
     layout: Callable[[dict[str, Any], dict[str, Tensor]], Iterable[Module]]
     embedding_rows: Callable[[dict[str, Any]], int | None]
+    stem: str
+    convert: str
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    scheduled: bool = False
 
 
-def unsupported(key: str, value: object, supported: str) -> CheckpointError:
+def unsupported(
+    key: str, value: object, supported: str, where: str = "config.json"
+) -> CheckpointError:
     """The error for an option of config.json that no model computes."""
     return CheckpointError(
-        f"config.json says {key} = {quoted(value)}, which is not supported "
+        f"{where} says {key} = {quoted(value)}, which is not supported "
         f"({supported}). Choose a checkpoint without it."
     )
+
+
+def _whole(value: object, least: int, most: int) -> bool:
+    """Whether it is a whole number from `least` to `most`."""
+    return type(value) is int and least <= value <= most
+
+
+def _number(value: object) -> bool:
+    """Whether it is a number."""
+    return type(value) in (int, float)
 
 
 # --- GPT-2 --------------------------------------------------------------------
@@ -618,9 +648,371 @@ GPT2 = Family(
     canonical=_canonical_gpt2,
     layout=_layout_gpt2,
     embedding_rows=lambda config: config["vocab_size"],
+    stem="model",
+    convert="transformers: AutoModelForCausalLM.from_pretrained(SOURCE)"
+    ".save_pretrained(FOLDER)",
 )
 
-FAMILIES = [GPT2]
+
+# --- UNet2DModel of diffusers -------------------------------------------------
+
+# UNet2DModel's arguments and their defaults, which config.json may leave out.
+UNET_DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ["DownBlock2D", *["AttnDownBlock2D"] * 3],
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": [*["AttnUpBlock2D"] * 3, "UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+
+
+def _completed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Add what diffusers takes for the keys that a file does not have.
+
+    Keys in `_use_default_values`, which old files may have, count as missing.
+    """
+    unset = config.get("_use_default_values")
+    unset = unset if isinstance(unset, list) else []
+    return {
+        **defaults,
+        **{k: v for k, v in config.items() if k not in unset or k not in defaults},
+    }
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block of a UNet.
+
+    Attributes:
+        path: its name.
+        width: its output channels.
+        resnets: how many it has.
+        first, inner, last: input channels of its first resnet, of those in
+            between and of the last one; up blocks have a skip's among them.
+        attentions: how many it has.
+        sampler: its convolution that halves or doubles the size, if any.
+
+    """
+
+    path: str
+    width: int
+    resnets: int
+    first: int
+    inner: int
+    last: int
+    attentions: int
+    sampler: str | None
+
+    def inputs(self, resnet: int) -> int:
+        """Input channels of a resnet."""
+        if resnet == 0:
+            return self.first
+        return self.last if resnet == self.resnets - 1 else self.inner
+
+
+def _unet_blocks(config: dict[str, Any]) -> Iterator[_Block]:
+    """List the blocks of a UNet in the order of computation."""
+    widths, layers = config["block_out_channels"], config["layers_per_block"]
+    last = len(widths) - 1
+    for level, (kind, width) in enumerate(
+        zip(config["down_block_types"], widths, strict=True)
+    ):
+        yield _Block(
+            f"down_blocks.{level}",
+            width,
+            layers,
+            first=widths[max(level - 1, 0)],
+            inner=width,
+            last=width,
+            attentions=layers if kind.startswith("Attn") else 0,
+            sampler="downsamplers.0.conv" if level < last else None,
+        )
+    middle = widths[-1]
+    attentions = 1 if config["add_attention"] else 0
+    yield _Block("mid_block", middle, 2, middle, middle, middle, attentions, None)
+    upwards = widths[::-1]
+    for level, (kind, width) in enumerate(
+        zip(config["up_block_types"], upwards, strict=True)
+    ):
+        yield _Block(
+            f"up_blocks.{level}",
+            width,
+            layers + 1,
+            first=upwards[max(level - 1, 0)] + width,
+            inner=width + width,
+            last=width + upwards[min(level + 1, last)],
+            attentions=layers + 1 if kind.startswith("Attn") else 0,
+            sampler="upsamplers.0.conv" if level < last else None,
+        )
+
+
+def sample_size(config: dict[str, Any]) -> tuple[int, int]:
+    """The height and width of a UNet's images."""
+    size = config["sample_size"]
+    return tuple(size) if isinstance(size, list) else (size, size)
+
+
+def _check_unet(config: dict[str, Any]) -> None:
+    def need(key: str, fine: bool, supported: str) -> None:
+        if not fine:
+            raise unsupported(key, config[key], supported)
+
+    for key, needed in (
+        ("time_embedding_type", "positional"),
+        ("mid_block_type", "UNetMidBlock2D"),
+        ("downsample_type", "conv"),
+        ("upsample_type", "conv"),
+        ("resnet_time_scale_shift", "default"),
+        ("class_embed_type", None),
+        ("num_class_embeds", None),
+    ):
+        need(key, config[key] == needed, f"only {json.dumps(needed)} is")
+    need("act_fn", config["act_fn"] in ("silu", "swish"), "silu and swish are")
+    for key in ("center_input_sample", "flip_sin_to_cos", "add_attention"):
+        need(key, type(config[key]) is bool, "true and false are")
+    scale = config["mid_block_scale_factor"]
+    need("mid_block_scale_factor", _number(scale) and scale == 1, "only 1 is")
+    need(
+        "downsample_padding", _whole(config["downsample_padding"], 0, 1), "0 and 1 are"
+    )
+    epsilon = config["norm_eps"]
+    need(
+        "norm_eps", _number(epsilon) and 0 < epsilon < 1, "a number between 0 and 1 is"
+    )
+    if config.get("quantization_config") is not None:
+        need("quantization_config", False, "none is")
+
+    for key in ("in_channels", "out_channels"):
+        need(
+            key,
+            _whole(config[key], 1, MAX_IMAGE_CHANNELS),
+            f"1 to {MAX_IMAGE_CHANNELS} are",
+        )
+    need(
+        "out_channels",
+        config["out_channels"] == config["in_channels"],
+        f"as many as in_channels, {config['in_channels']}, are",
+    )
+    need(
+        "layers_per_block",
+        _whole(config["layers_per_block"], 1, (1 << 31) - 2),
+        "1 or more are",
+    )
+    _check_unet_levels(config)
+    _check_unet_widths(config)
+
+
+def _check_unet_levels(config: dict[str, Any]) -> None:
+    """Check the lists of a UNet, one item per level, and the image's size."""
+    widths = config["block_out_channels"]
+    if (
+        not isinstance(widths, list)
+        or not widths
+        or not all(_whole(width, 1, MAX_CHANNELS) for width in widths)
+    ):
+        raise unsupported(
+            "block_out_channels",
+            widths,
+            f"a list of whole numbers up to {MAX_CHANNELS:,} is: a vector holds a "
+            f"3 x 3 patch and has {MAX_VECTOR:,} dimensions at most",
+        )
+    for key, known in (
+        ("down_block_types", ("DownBlock2D", "AttnDownBlock2D")),
+        ("up_block_types", ("UpBlock2D", "AttnUpBlock2D")),
+    ):
+        kinds = config[key]
+        if not isinstance(kinds, list):
+            raise unsupported(key, kinds, "a list is")
+        for kind in kinds:
+            if kind not in known:
+                raise unsupported(key, kind, f"{' and '.join(known)} are")
+        if len(kinds) != len(widths):
+            raise CheckpointError(
+                f"config.json has {len(kinds)} {key}, but {len(widths)} "
+                "block_out_channels: each level needs one of both. Correct the "
+                "configuration."
+            )
+    size = config["sample_size"]
+    sides = size if isinstance(size, list) else [size, size]
+    step = 1 << (len(widths) - 1)
+    if len(sides) != 2 or not all(_whole(s, 1, MAX_SAMPLE_SIZE) for s in sides):
+        raise CheckpointError(
+            f"config.json says sample_size = {quoted(size)}, where the image's size "
+            f"is needed: a whole number or [height, width], up to {MAX_SAMPLE_SIZE}. "
+            "Enter the size that the network was trained with."
+        )
+    if any(side % step for side in sides):
+        raise unsupported(
+            "sample_size",
+            size,
+            f"with {len(widths)} levels it is halved {len(widths) - 1} times, so it "
+            f"must be a multiple of {step}",
+        )
+
+
+def _check_unet_widths(config: dict[str, Any]) -> None:
+    """Check what must divide, or fit a vector of, a UNet's channels."""
+    widths = config["block_out_channels"]
+    groups = config["norm_num_groups"]
+    # the concatenated widths are sums of these, so it divides them as well
+    odd = [w for w in widths if not _whole(groups, 1, MAX_CHANNELS) or w % groups]
+    if odd:
+        raise unsupported(
+            "norm_num_groups",
+            groups,
+            f"a whole number that divides every width, {odd[0]} among them, is",
+        )
+    groups = config["attn_norm_num_groups"]
+    if groups is not None and (
+        not _whole(groups, 1, MAX_CHANNELS) or widths[-1] % groups
+    ):
+        raise unsupported(
+            "attn_norm_num_groups",
+            groups,
+            f"null or a whole number that divides the mid block's {widths[-1]} "
+            "channels is",
+        )
+    head = config["attention_head_dim"]
+    if head is not None and not _whole(head, 1, (1 << 31) - 1):
+        raise unsupported("attention_head_dim", head, "null or a whole number is")
+    for block in _unet_blocks(config):
+        if head is not None and block.attentions and block.width % head:
+            raise unsupported(
+                "attention_head_dim",
+                head,
+                f"null or a number that divides the {block.width} channels of "
+                f"{block.path} is",
+            )
+        widest = max(block.first, block.inner, block.last)
+        if widest > MAX_CHANNELS:
+            raise unsupported(
+                "block_out_channels",
+                widths,
+                f"{block.path} joins its input and a skip connection to {widest:,} "
+                f"channels, of which {MAX_CHANNELS:,} are: a vector holds a 3 x 3 "
+                f"patch and has {MAX_VECTOR:,} dimensions at most",
+            )
+    embedding = config["time_embedding_dim"]
+    if embedding is not None and not _whole(embedding, 1, MAX_VECTOR):
+        raise unsupported(
+            "time_embedding_dim", embedding, f"null or 1 to {MAX_VECTOR:,} are"
+        )
+    shift = config["freq_shift"]
+    if not _number(shift) or shift == widths[0] // 2:
+        raise unsupported(
+            "freq_shift",
+            shift,
+            "a number other than half of the first width, by whose difference the "
+            "frequencies are divided, is",
+        )
+
+
+# Names in old checkpoints, which diffusers reads as well.
+OLD_ATTENTION = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}
+
+
+def _canonical_unet(name: str) -> str | None:
+    old = re.fullmatch(
+        rf"(.+\.attentions\.[0-9]+)\.({'|'.join(OLD_ATTENTION)})\.(weight|bias)", name
+    )
+    if old:
+        return f"{old[1]}.{OLD_ATTENTION[old[2]]}.{old[3]}"
+    # a second name of `conv` in old checkpoints, which diffusers ignores
+    if re.fullmatch(r".+\.(down|up)samplers\.0\.Conv2d_0\.(weight|bias)", name):
+        return None
+    return name
+
+
+def _layout_unet(config: dict[str, Any], _: dict[str, Tensor]) -> Iterator[Module]:
+    def matrix(module: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> Matrix:
+        return Matrix(
+            module.replace(".", "_"),
+            f"{module}.weight",
+            f"{module}.bias",
+            shape,
+            axes,
+        )
+
+    def linear(module: str, inputs: int, outputs: int) -> Matrix:
+        return matrix(module, (outputs, inputs), (0, 1))
+
+    def conv(module: str, inputs: int, outputs: int, side: int = 3) -> Matrix:
+        # an output feature's inputs by place and then by channel: y, x, channel
+        return matrix(module, (outputs, inputs, side, side), (0, 2, 3, 1))
+
+    def norm(module: str, width: int) -> Norm:
+        return Norm(
+            module.replace(".", "_"), f"{module}.weight", f"{module}.bias", width
+        )
+
+    channels, width = config["in_channels"], config["block_out_channels"][0]
+    embedding = config["time_embedding_dim"] or 4 * width
+    yield conv("conv_in", channels, width)
+    yield linear("time_embedding.linear_1", width, embedding)
+    yield linear("time_embedding.linear_2", embedding, embedding)
+    for block in _unet_blocks(config):
+        for place in range(block.resnets):
+            resnet, inputs = f"{block.path}.resnets.{place}", block.inputs(place)
+            yield norm(f"{resnet}.norm1", inputs)
+            yield conv(f"{resnet}.conv1", inputs, block.width)
+            yield linear(f"{resnet}.time_emb_proj", embedding, block.width)
+            yield norm(f"{resnet}.norm2", block.width)
+            yield conv(f"{resnet}.conv2", block.width, block.width)
+            if inputs != block.width:
+                yield conv(f"{resnet}.conv_shortcut", inputs, block.width, 1)
+            if place < block.attentions:
+                attention = f"{block.path}.attentions.{place}"
+                yield norm(f"{attention}.group_norm", block.width)
+                for part in ("to_q", "to_k", "to_v", "to_out.0"):
+                    yield linear(f"{attention}.{part}", block.width, block.width)
+        if block.sampler:
+            yield conv(f"{block.path}.{block.sampler}", block.width, block.width)
+    yield norm("conv_norm_out", width)
+    yield conv("conv_out", width, channels)
+
+
+UNET2D = Family(
+    name="UNet2DModel",
+    matches=lambda config: config.get("_class_name") == "UNet2DModel",
+    check=_check_unet,
+    canonical=_canonical_unet,
+    layout=_layout_unet,
+    embedding_rows=lambda _: None,
+    stem="diffusion_pytorch_model",
+    convert="diffusers: DDPMPipeline.from_pretrained(SOURCE).save_pretrained(FOLDER)",
+    complete=lambda config: _completed(config, UNET_DEFAULTS),
+    scheduled=True,
+)
+
+FAMILIES = [GPT2, UNET2D]
 
 
 def family_of(config: dict[str, Any]) -> Family:
@@ -638,6 +1030,217 @@ def family_of(config: dict[str, Any]) -> Family:
         f"config.json says that the network is of type {quoted(kind)}, which is not "
         f"supported. Choose one of: {', '.join(family.name for family in FAMILIES)}."
     )
+
+
+# --- Pipeline and scheduler ---------------------------------------------------
+
+PIPELINE_INDEX = "model_index.json"
+PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+
+# The schedulers' arguments and their defaults, which the file may leave out.
+_SCHEDULER_DEFAULTS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+}
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": {**_SCHEDULER_DEFAULTS, "variance_type": "fixed_small"},
+    "DDIMScheduler": {**_SCHEDULER_DEFAULTS, "set_alpha_to_one": True},
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where a checkpoint's parts are.
+
+    Attributes:
+        network: the folder of config.json and the weights.
+        root: the folder that the scheduler belongs to, a pipeline's if any.
+        scheduler: the class of the scheduler that the pipeline asks for.
+
+    """
+
+    network: Path
+    root: Path
+    scheduler: str | None
+
+
+def find_parts(folder: Path) -> Parts:
+    """Find the parts of a checkpoint: a pipeline's folder, or one folder of all.
+
+    As in diffusers, a pipeline's part is in a folder of its name, or beside
+    model_index.json if there is none. A pipeline's own `unet` folder stands for
+    the pipeline.
+
+    Raises:
+        CheckpointError: a pipeline of another kind.
+
+    """
+    if (folder / PIPELINE_INDEX).is_file():
+        network = folder / "unet"
+        return Parts(
+            network if network.is_dir() else folder, folder, check_pipeline(folder)
+        )
+    place = folder.resolve()
+    above = place.parent
+    if place.name == "unet" and (
+        (above / PIPELINE_INDEX).is_file() or (above / "scheduler").is_dir()
+    ):
+        return Parts(folder, above, check_pipeline(above))
+    return Parts(folder, folder, None)
+
+
+def check_pipeline(folder: Path) -> str | None:
+    """Check model_index.json, if there is one.
+
+    Returns:
+        The class of the scheduler that the pipeline samples with.
+
+    Raises:
+        CheckpointError: a pipeline of another kind.
+
+    """
+    path = folder / PIPELINE_INDEX
+    if not path.is_file():
+        return None
+    content = read_json(path, MAX_CONFIG_BYTES)
+    kind = content.get("_class_name")
+    supported = f"Choose one of: {', '.join(PIPELINES)}."
+    # [null, null] is an optional part that is absent; what is no list is an option
+    parts = {
+        name: value
+        for name, value in content.items()
+        if not name.startswith("_") and isinstance(value, list) and any(value)
+    }
+    others = [name for name in parts if name not in ("unet", "scheduler")]
+    if others:
+        raise CheckpointError(
+            f"{path} says that the pipeline {quoted(kind)} has the part(s) "
+            f"{', '.join(map(quoted, others[:5]))}{' ...' if others[5:] else ''}, "
+            "which are not supported: only a UNet2DModel that computes pixels and its "
+            f"scheduler are (latent diffusion needs a VAE). {supported}"
+        )
+    for name in ("unet", "scheduler"):
+        value = parts.get(name)
+        if value is None or len(value) != 2 or value[0] != "diffusers":
+            raise CheckpointError(
+                f"{path} says {quoted(value)} for {name}, where a class of diffusers "
+                f"is needed. {supported}"
+            )
+    if parts["unet"][1] != "UNet2DModel":
+        raise CheckpointError(
+            f"{path} says that the unet is of class {quoted(parts['unet'][1])}, which "
+            f"is not supported (UNet2DModel is). {supported}"
+        )
+    if kind not in PIPELINES:
+        raise CheckpointError(
+            f"{path} says that the pipeline is of class {quoted(kind)}, which is not "
+            f"supported. {supported}"
+        )
+    # DDIMPipeline makes a DDIMScheduler of whatever it is given
+    return "DDIMScheduler" if kind == "DDIMPipeline" else parts["scheduler"][1]
+
+
+def read_scheduler(parts: Parts) -> dict[str, Any]:
+    """Read scheduler_config.json, complete it with the defaults and check it.
+
+    Raises:
+        CheckpointError: missing, or a noise schedule that is not supported.
+
+    """
+    name = "scheduler_config.json"
+    for folder in (parts.root / "scheduler", parts.root, parts.network):
+        path = folder / name
+        if path.is_file():
+            break
+    else:
+        raise CheckpointError(
+            f"{parts.root} has no {name}. The noise schedule is part of the "
+            f"checkpoint: put the file that it was trained with in {parts.root} as "
+            f"scheduler/{name} or {name}."
+        )
+    config = read_json(path, MAX_CONFIG_BYTES)
+    _check_value(config, path)
+    kind = config.get("_class_name")
+    if not isinstance(kind, str) or kind not in SCHEDULERS:
+        raise CheckpointError(
+            f"{path} is of class {quoted(kind)}, which is not supported "
+            f"({' and '.join(SCHEDULERS)} are). If the pipeline's schedule is one of "
+            "betas, save it with one of them: DDPMPipeline(unet=pipeline.unet, "
+            "scheduler=DDIMScheduler.from_config(pipeline.scheduler.config))"
+            ".save_pretrained(FOLDER), then load FOLDER."
+        )
+    if parts.scheduler not in (None, kind):
+        raise CheckpointError(
+            f"{parts.root / PIPELINE_INDEX} asks for a scheduler of class "
+            f"{quoted(parts.scheduler)}, but {path} is of class {quoted(kind)}. Save "
+            "the pipeline again, with diffusers: "
+            "DiffusionPipeline.from_pretrained(SOURCE).save_pretrained(FOLDER), then "
+            "load FOLDER."
+        )
+    config = _completed(config, SCHEDULERS[kind])
+    _check_scheduler(config, str(path))
+    return config
+
+
+def _check_scheduler(config: dict[str, Any], where: str) -> None:
+    def need(key: str, fine: bool, supported: str) -> None:
+        if not fine:
+            raise unsupported(key, config[key], supported, where)
+
+    steps = config["num_train_timesteps"]
+    need(
+        "num_train_timesteps",
+        _whole(steps, 1, MAX_TIMESTEPS),
+        f"1 to {MAX_TIMESTEPS:,} are",
+    )
+    for key, known in (
+        ("beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2")),
+        ("prediction_type", ("epsilon", "sample", "v_prediction")),
+        ("timestep_spacing", ("leading", "trailing", "linspace")),
+        ("variance_type", ("fixed_small", "fixed_large")),
+    ):
+        # a DDIMScheduler ignores variance_type
+        if key != "variance_type" or config["_class_name"] == "DDPMScheduler":
+            need(key, config[key] in known, f"{', '.join(known)} are")
+    start, end = config["beta_start"], config["beta_end"]
+    need("beta_end", _number(end) and 0 < end < 1, "a number between 0 and 1 is")
+    need(
+        "beta_start",
+        _number(start) and 0 < start <= end,
+        f"a number above 0 and up to beta_end, {end}, is",
+    )
+    need("trained_betas", config["trained_betas"] is None, "only null is")
+    for key in ("thresholding", "rescale_betas_zero_snr"):
+        need(key, config[key] is False, "only false is")
+    need("clip_sample", type(config["clip_sample"]) is bool, "true and false are")
+    limit = config["clip_sample_range"]
+    need("clip_sample_range", _number(limit) and limit > 0, "a number above 0 is")
+    need(
+        "steps_offset",
+        _whole(config["steps_offset"], 0, steps - 1),
+        f"0 to {steps - 1}, less than num_train_timesteps, are",
+    )
+    if config["_class_name"] == "DDIMScheduler":
+        need(
+            "set_alpha_to_one",
+            type(config["set_alpha_to_one"]) is bool,
+            "true and false are",
+        )
+    # diffusers ignores it by now and would take the output for noise
+    if config.get("predict_epsilon", True) is not True:
+        need("predict_epsilon", False, 'prediction_type = "sample" says the same')
 
 
 # --- Tokenizer ----------------------------------------------------------------
@@ -930,11 +1533,13 @@ class Checkpoint:
     Attributes:
         folder: where its files are.
         family: what kind of network it is.
-        config: config.json.
+        config: config.json, completed with the family's defaults.
         tensors: the weights by the layout's names, buffers left out.
         modules: what to make of them, in the network's order.
         tokenizer: None if there is none.
-        digest: SHA-256 in hexadecimal of config, weights and tokenizer.
+        scheduler: scheduler_config.json, completed with its class's defaults;
+            None if the family has none.
+        digest: SHA-256 in hexadecimal of config, weights, tokenizer and scheduler.
 
     """
 
@@ -944,6 +1549,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     modules: list[Module]
     tokenizer: Tokenizer | None
+    scheduler: dict[str, Any] | None
     digest: str
     _files: ExitStack = field(repr=False)
 
@@ -980,7 +1586,8 @@ def open_checkpoint(
     """Open a checkpoint folder and check all of it, weights included.
 
     Args:
-        folder: config.json, safetensors and, maybe, a tokenizer.
+        folder: config.json, safetensors and, maybe, a tokenizer; or a pipeline
+            of diffusers.
         tokenizer: False to leave the tokenizer out.
         progress: called with the bytes to check; the result is called with
             the bytes of each step.
@@ -994,19 +1601,24 @@ def open_checkpoint(
             f"{folder} is not a folder. Give the folder that holds config.json and "
             "the safetensors file."
         )
-    path = folder / "config.json"
+    parts = find_parts(folder)
+    path = parts.network / "config.json"
     if not path.is_file():
         raise CheckpointError(
-            f"{path} is missing. Give the folder of a checkpoint as transformers "
-            "saves it: config.json beside the safetensors file."
+            f"{path} is missing. Give the folder of a checkpoint as transformers or "
+            "diffusers saves it: config.json beside the safetensors file, or a "
+            f"pipeline's folder with its {PIPELINE_INDEX}."
         )
     config = read_json(path, MAX_CONFIG_BYTES)
     _check_value(config, path)
     family = family_of(config)
+    config = family.complete(config)
     family.check(config)
+    scheduler = read_scheduler(parts) if family.scheduled else None
 
     with ExitStack() as files:
-        found = _open_tensors(find_weights(folder), files)
+        paths = find_weights(parts.network, family.stem, family.convert)
+        found = _open_tensors(paths, files)
         tensors = _canonical(found, family)
         modules = _check_layout(config, family, tensors)
         rows = family.embedding_rows(config)
@@ -1016,7 +1628,7 @@ def open_checkpoint(
             else None
         )
         checkpoint = Checkpoint(
-            folder, family, config, tensors, modules, texts, "", files
+            folder, family, config, tensors, modules, texts, scheduler, "", files
         )
         checkpoint.digest = _check_weights(checkpoint, progress)
         checkpoint._files = files.pop_all()
@@ -1152,6 +1764,8 @@ def _check_weights(
     if checkpoint.tokenizer:
         digest.update(repr(checkpoint.tokenizer.vocabulary).encode())
         digest.update(repr(checkpoint.tokenizer.merges).encode())
+    if checkpoint.scheduler:
+        digest.update(json.dumps(checkpoint.scheduler, sort_keys=True).encode())
     for tensor in stored:
         digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}".encode())
         for first, values in tensor.blocks():

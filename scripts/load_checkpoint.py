@@ -9,14 +9,18 @@ that takes NAME's place at the end: whatever goes wrong, an earlier checkpoint
 of that name stays as it was, and nobody ever sees half of one.
 
 The schema holds:
-    config      parameter, value: config.json, a row per key
+    config      parameter, value: config.json, a row per key; for a UNet with
+                the defaults of keys that the file lacks
     tensors     tensor, shape, dtype, relation: which tensor is in which table
                 (several, separated by ', ', for the fused q, k and v)
     vocabulary  token_id, token (its bytes), special; empty without a tokenizer
-    merges      left_id, right_id, rank, token_id
+    merges      left_id, right_id, rank, token_id; both for a language network
+    scheduler   parameter, value: scheduler_config.json with the defaults of its
+                class, a row per key; for a UNet
 and a table per module, named after its path with `_` for `.`:
     linear      chunk, feature, weight vector, bias: the inputs of an output
                 feature, split in equal chunks of at most CHUNK
+    convolution the same; inputs are ordered by y, x and channel
     norm        weight vector, bias vector: one row
 A module that shares another's weights is a view of it.
 """
@@ -34,6 +38,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg2
@@ -47,6 +52,7 @@ from checkpoint import (
     BLOCK_BYTES,
     DTYPE_BYTES,
     MIB,
+    PIPELINE_INDEX,
     Alias,
     Checkpoint,
     CheckpointError,
@@ -54,8 +60,10 @@ from checkpoint import (
     Module,
     Norm,
     Progress,
+    check_pipeline,
     open_checkpoint,
     quoted,
+    sample_size,
 )
 
 # Floats of one row: 1,920 of them and the row's other columns fit a page of
@@ -69,7 +77,6 @@ BUILDING = "dbt_nn_loading_"  # and the server process: while it is written
 EXTENSION = "vector"
 MINIMUM_PGVECTOR = (0, 7)
 MINIMUM_SERVER = 160_000
-FIXED_RELATIONS = ("config", "tensors", "vocabulary", "merges")
 # How long to wait for tables in use when a checkpoint is replaced. One try is
 # shorter than the server's deadlock_timeout (1 s), so that it is never the
 # others' statement that is cancelled.
@@ -77,9 +84,15 @@ LOCK_TRY_MS = 500
 LOCK_PATIENCE_S = 120
 
 # What a Hub snapshot is made of here: never pickles.
+# `*` matches `/` too, so a pipeline's folders come along.
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt"]
 MAX_HUB_NAME = 200
-HUB_IGNORED = ["onnx/*", "*.fp16.*", "*.bf16.*", "*.non_ema.*"]
+# Other formats and precisions, and weights of the training: EMA, states of its
+# steps, and whatever is deeper than a pipeline's parts.
+HUB_IGNORED = [
+    *["onnx/*", "*.fp16.*", "*.bf16.*", "*.non_ema.*"],
+    *["unet_ema/*", "checkpoint-*/*", "*/*/*"],
+]
 
 
 # --- Where the checkpoint comes from ------------------------------------------
@@ -133,14 +146,20 @@ def _fetch_from_hub(name: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=HUB_PATTERNS,
-                ignore_patterns=HUB_IGNORED,
+        # a pipeline of another kind is refused before gigabytes of it are fetched
+        for patterns in ([PIPELINE_INDEX], HUB_PATTERNS):
+            folder = Path(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    allow_patterns=patterns,
+                    ignore_patterns=HUB_IGNORED,
+                )
             )
-        )
+            check_pipeline(folder)
+        return folder
+    except CheckpointError:
+        raise
     except GatedRepoError:
         reason = (
             "it is gated: accept its terms on its page and log in with `hf auth login`"
@@ -512,7 +531,9 @@ class Writer:
                 binary=True,
             )
             return
-        part = ""
+        kind, part = "linear", ""
+        if len(module.shape) > 2:
+            kind = f"convolution {' x '.join(map(str, module.shape[2:]))}"
         if module.features is not None:
             end = module.first + module.features
             part = f", features {module.first} to {end - 1}"
@@ -521,7 +542,7 @@ class Writer:
             "chunk int not null, feature int not null, "
             "weight {vector} storage plain not null, bias real not null",
             "chunk, feature",
-            f"linear, {module.inputs} -> {module.outputs}, "
+            f"{kind}, {module.inputs} -> {module.outputs}, "
             f"{len(chunks(module.inputs))} chunk(s); "
             f"from {source} {list(origin.shape)}{part}",
             matrix_blocks(module, checkpoint, step),
@@ -529,7 +550,7 @@ class Writer:
         )
 
     def fixed(self, checkpoint: Checkpoint) -> None:
-        """Create config, tensors, vocabulary and merges."""
+        """Create config, tensors and what else belongs to the family."""
 
         def escape(value: object) -> str:
             text = str(value).replace("\\", "\\\\")
@@ -547,18 +568,31 @@ class Writer:
                 relations.setdefault(name, []).append(module.relation)
             if isinstance(module, Alias) and module.copy in checkpoint.tensors:
                 relations[module.copy] = [module.relation]
-        texts = checkpoint.tokenizer
-        self.table(
+
+        def settings(name: str, comment: str, values: dict[str, Any]) -> None:
+            self.table(
+                name,
+                "parameter text not null, value jsonb not null",
+                "parameter",
+                comment,
+                lines(
+                    (escape(key), escape(json.dumps(item)))
+                    for key, item in values.items()
+                ),
+                binary=False,
+            )
+
+        settings(
             "config",
-            "parameter text not null, value jsonb not null",
-            "parameter",
             f"config.json of a {checkpoint.family.name} network, a row per key",
-            lines(
-                (escape(key), escape(json.dumps(item)))
-                for key, item in checkpoint.config.items()
-            ),
-            binary=False,
+            checkpoint.config,
         )
+        if checkpoint.scheduler is not None:
+            settings(
+                "scheduler",
+                "scheduler_config.json of the network, a row per key",
+                checkpoint.scheduler,
+            )
         self.table(
             "tensors",
             "tensor text not null, shape int[] not null, dtype text not null, "
@@ -576,6 +610,9 @@ class Writer:
             ),
             binary=False,
         )
+        if checkpoint.family.embedding_rows(checkpoint.config) is None:
+            return
+        texts = checkpoint.tokenizer
         self.table(
             "vocabulary",
             "token_id int not null, token bytea not null, special boolean not null",
@@ -791,6 +828,21 @@ def _printable(value: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
+def _works_on(checkpoint: Checkpoint) -> str:
+    """Say what a network reads and writes."""
+    if checkpoint.scheduler is not None:
+        height, width = sample_size(checkpoint.config)
+        channels = checkpoint.config["in_channels"]
+        return (
+            f"images of {height} x {width} pixels and {channels} channel(s), "
+            f"{checkpoint.scheduler['num_train_timesteps']:,} timesteps of a "
+            f"{checkpoint.scheduler['_class_name']}"
+        )
+    if checkpoint.tokenizer is not None:
+        return f"{len(checkpoint.tokenizer.vocabulary):,} tokens"
+    return "no tokenizer: give token ids as prompts"
+
+
 def _print_list(connection: Connection) -> None:
     with connection, connection.cursor() as cursor:
         found = loaded_checkpoints(cursor)
@@ -910,14 +962,9 @@ def run(options: argparse.Namespace) -> None:
                 drop_dependents=options.drop_dependents,
                 progress=_bar("loading", bars),
             )
-            tokens = (
-                f"{len(checkpoint.tokenizer.vocabulary):,} tokens"
-                if checkpoint.tokenizer
-                else "no tokenizer: give token ids as prompts"
-            )
             print(
                 f"Loaded {name}: {checkpoint.family.name}, "
-                f"{checkpoint.parameters:,} parameters, {tokens}; "
+                f"{checkpoint.parameters:,} parameters, {_works_on(checkpoint)}; "
                 f"{time.monotonic() - started:.1f} s."
             )
 
