@@ -703,7 +703,7 @@ def _completed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """A block of a UNet.
 
     Attributes:
@@ -733,14 +733,14 @@ class _Block:
         return self.last if resnet == self.resnets - 1 else self.inner
 
 
-def _unet_blocks(config: dict[str, Any]) -> Iterator[_Block]:
+def unet_blocks(config: dict[str, Any]) -> Iterator[Block]:
     """List the blocks of a UNet in the order of computation."""
     widths, layers = config["block_out_channels"], config["layers_per_block"]
     last = len(widths) - 1
     for level, (kind, width) in enumerate(
         zip(config["down_block_types"], widths, strict=True)
     ):
-        yield _Block(
+        yield Block(
             f"down_blocks.{level}",
             width,
             layers,
@@ -752,12 +752,12 @@ def _unet_blocks(config: dict[str, Any]) -> Iterator[_Block]:
         )
     middle = widths[-1]
     attentions = 1 if config["add_attention"] else 0
-    yield _Block("mid_block", middle, 2, middle, middle, middle, attentions, None)
+    yield Block("mid_block", middle, 2, middle, middle, middle, attentions, None)
     upwards = widths[::-1]
     for level, (kind, width) in enumerate(
         zip(config["up_block_types"], upwards, strict=True)
     ):
-        yield _Block(
+        yield Block(
             f"up_blocks.{level}",
             width,
             layers + 1,
@@ -898,7 +898,7 @@ def _check_unet_widths(config: dict[str, Any]) -> None:
     head = config["attention_head_dim"]
     if head is not None and not _whole(head, 1, (1 << 31) - 1):
         raise unsupported("attention_head_dim", head, "null or a whole number is")
-    for block in _unet_blocks(config):
+    for block in unet_blocks(config):
         if head is not None and block.attentions and block.width % head:
             raise unsupported(
                 "attention_head_dim",
@@ -978,7 +978,7 @@ def _layout_unet(config: dict[str, Any], _: dict[str, Tensor]) -> Iterator[Modul
     yield conv("conv_in", channels, width)
     yield linear("time_embedding.linear_1", width, embedding)
     yield linear("time_embedding.linear_2", embedding, embedding)
-    for block in _unet_blocks(config):
+    for block in unet_blocks(config):
         for place in range(block.resnets):
             resnet, inputs = f"{block.path}.resnets.{place}", block.inputs(place)
             yield norm(f"{resnet}.norm1", inputs)

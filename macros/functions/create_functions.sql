@@ -30,6 +30,32 @@
         sfunc = {{ db_function('array_add') }}, stype = real[], parallel = safe
     );
 
+    {#
+        Standard normal numbers, a function of the arguments alone: Box and
+        Muller 1958 on two uniform numbers from a digest.
+    #}
+    create or replace function {{ db_function('gaussian_noise') }} (
+        seed bigint, step integer, y integer, x integer, channels integer
+    ) returns vector language sql immutable strict parallel safe as $body$
+        select array_agg(
+            sqrt(-2 * ln((uniform.one + 0.5) / 2.0 ^ 52))
+            * cos(2 * pi() * uniform.other / 2.0 ^ 52)
+            order by uniform.channel
+        )::vector
+        from (
+            select
+                channel,
+                ('x' || left(digest, 13))::bit(52)::bigint as one,
+                ('x' || right(digest, 13))::bit(52)::bigint as other
+            from (
+                select
+                    channel,
+                    md5(format('%s/%s/%s/%s/%s', seed, step, y, x, channel)) as digest
+                from generate_series(0, channels - 1) as channel
+            ) as hashed
+        ) as uniform
+    $body$;
+
     {# Raises the problem as the statement's error; true where there is none. #}
     create or replace function {{ db_function('check_input') }} (problem text)
     returns boolean language plpgsql as $body$

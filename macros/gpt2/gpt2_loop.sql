@@ -67,3 +67,9 @@
         where tokens.sequence_id = samples.sequence_id and tokens.step = 0
     ) as prompt
 {%- endmacro %}
+
+
+{#- How fast it goes, for a person. -#}
+{% macro gpt2_pace(seconds, steps, places, steps_left) -%}
+    {{- '%.1f tokens/s' | format(places / seconds) -}}
+{%- endmacro %}

@@ -2,7 +2,7 @@
     Applies an activation function to each element of a vector expression.
 
     activation   name as in transformers' and diffusers' configs: gelu_new,
-                 gelu_pytorch_tanh
+                 gelu_pytorch_tanh, silu
     x            vector(n), an expression of the enclosing row
     -> vector(n), computed in float8. unnest() in a select list keeps the
        order, and stores nothing
@@ -24,10 +24,12 @@
 {% macro activation_function(activation, x) -%}
     {%- if activation in ('gelu_new', 'gelu_pytorch_tanh') -%}
         {{ return(gelu_tanh(x)) }}
+    {%- elif activation in ('silu', 'swish') -%}
+        {{ return(silu(x)) }}
     {%- else -%}
         {{ exceptions.raise_compiler_error(
             "activation function '" ~ activation ~ "' is not known; known are "
-            ~ "gelu_new and gelu_pytorch_tanh"
+            ~ "gelu_new, gelu_pytorch_tanh, silu and swish"
         ) }}
     {%- endif -%}
 {%- endmacro %}
@@ -41,4 +43,28 @@
     0.5 * {{ x }} * (1 + tanh(
         sqrt(2 / pi()) * {{ x }} * (1 + 0.044715 * {{ x }}::float8 * {{ x }})
     ))
+{%- endmacro %}
+
+
+{#-
+    SiLU or Swish, x / (1 + exp(-x)), in float8: Hendrycks and Gimpel 2016;
+    torch.nn.SiLU. exp() of more than 709 is an error in Postgres, and of more
+    than 700 makes no difference here.
+-#}
+{% macro silu(x) -%}
+    {{ x }} / (1 + exp(least(-{{ x }}::float8, 700)))
+{%- endmacro %}
+
+
+{#-
+    An activation function as a layer of its own: f(x) at each place.
+
+    input   [places, n]   relation of a layer
+    -> [places, n]
+-#}
+{% macro activation_layer(input, activation) -%}
+select
+    {{ place('x') }},
+    {{ elementwise(activation, 'x.activation') }} as activation
+from {{ at_frontier(input, 'x') }}
 {%- endmacro %}

@@ -62,34 +62,45 @@ inner join {{ residual }} as residual
 
 
 {% macro postgres__matmul(x, weights, as) -%}
-    (
-        select {{ db_function('vector_sum' if as == 'vector' else 'array_sum') }}(
-            partial.y order by partial.chunk
-        )
-        from (
-            select
-                x_chunk.chunk,
-                (
-                    select array_agg(
-                        (inner_product(w.weight, x_chunk.x) + w.bias)::real
-                        order by w.feature
-                    )
-                    from {{ weights }} as w
-                    where w.chunk = x_chunk.chunk
-                ){{ '::vector' if as == 'vector' }} as y
+    {%- set cast = '::vector' if as == 'vector' else '' -%}
+    case
+        when {{ chunk_count(x) }} = 1 then (
+            select array_agg(
+                (inner_product(w.weight, {{ x }}) + w.bias)::real
+                order by w.feature
+            )
+            from {{ weights }} as w
+            where w.chunk = 0
+        ){{ cast }}
+        else (
+            select {{ db_function('vector_sum' if as == 'vector' else 'array_sum') }}(
+                partial.y order by partial.chunk
+            )
             from (
                 select
-                    chunk,
-                    subvector(
-                        {{ x }},
-                        chunk * {{ chunk_size(x) }} + 1,
-                        {{ chunk_size(x) }}
-                    ) as x
-                from generate_series(0, {{ chunk_count(x) }} - 1) as chunk
-                offset 0
-            ) as x_chunk
-        ) as partial
-    )
+                    x_chunk.chunk,
+                    (
+                        select array_agg(
+                            (inner_product(w.weight, x_chunk.x) + w.bias)::real
+                            order by w.feature
+                        )
+                        from {{ weights }} as w
+                        where w.chunk = x_chunk.chunk
+                    ){{ cast }} as y
+                from (
+                    select
+                        chunk,
+                        subvector(
+                            {{ x }},
+                            chunk * {{ chunk_size(x) }} + 1,
+                            {{ chunk_size(x) }}
+                        ) as x
+                    from generate_series(0, {{ chunk_count(x) }} - 1) as chunk
+                    offset 0
+                ) as x_chunk
+            ) as partial
+        )
+    end
 {%- endmacro %}
 
 

@@ -8,10 +8,9 @@
     no sequence is left. One call a step, in one transaction that is committed
     when the step is done; no dbt work besides.
 
-    meta: network and place as for a layer. The network's family tells the
-    macros of the loop, <family>_check(), <family>_advance() and
-    <family>_progress(); unit is what
-    a step adds, for the terminal: tokens, images.
+    meta: network, place and history as for a layer. The network's family tells
+    the macros of the loop: <family>_check(), <family>_advance(),
+    <family>_progress() and <family>_pace().
 -#}
 {% materialization generation, adapter='postgres' %}
     {%- set relation = this.incorporate(type='table') -%}
@@ -56,13 +55,22 @@
             'steps': state['steps'],
             'places': loop_state.places + state['places'],
         }) -%}
-        {%- set rate = loop_state.places / (clock.now() - started).total_seconds() -%}
         {%- do print_progress(
             loop_state.steps,
-            '%.1f %s/s' | format(rate, config.meta_get('unit')),
+            context[family ~ '_pace'](
+                (clock.now() - started).total_seconds(),
+                loop.index,
+                loop_state.places,
+                loop_state.steps,
+            ),
             state['news'],
         ) -%}
     {%- endfor -%}
+    {#- The last outputs are of no further step, but belong to the rest. -#}
+    {%- call statement('finish', auto_begin=true) -%}
+        {{ context[family ~ '_advance'](relation, network) }}
+    {%- endcall -%}
+    {%- do adapter.commit() -%}
 {%- endmacro %}
 
 

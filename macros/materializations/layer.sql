@@ -11,6 +11,8 @@
         network   name of the network, the prefix of its models
         place     the columns that name a place: the primary key, without
                   which a place named twice would double at every layer
+        history   'newest_step' if a step replaces the rows of the one before
+                  (images), instead of adding to them (text)
 -#}
 {% materialization layer, adapter='postgres' %}
     {%- set relation = this.incorporate(type='table') -%}
@@ -80,7 +82,11 @@
     set jit = off
     as $forward$
     begin
+        {%- if config.meta_get('history') == 'newest_step' %}
+        truncate {{ relation }};
+        {%- else %}
         perform set_config('dbt_nn.all_places', all_places::text, true);
+        {%- endif %}
         insert into {{ relation }}
         {{ sql }};
     end

@@ -45,20 +45,39 @@
 
 {#-
     The frontier's rows of a layer's output, under `alias`: a FROM item to be
-    used as `from {{ at_frontier(ref('gpt2_ln_f'), 'x') }}`.
+    used as `from {{ at_frontier(ref('gpt2_ln_f'), 'x') }}`. Layers that keep only
+    the newest step have no other rows.
 -#}
 {% macro at_frontier(relation, alias) -%}
+    {%- if config.meta_get('history') == 'newest_step' -%}
+        {{ return(relation ~ ' as ' ~ alias) }}
+    {%- endif -%}
     {{ frontier() }} as frontier
     inner join {{ relation }} as {{ alias }}
         using ({{ place_columns() | join(', ') }})
 {%- endmacro %}
 
 
-{#- A number of the checkpoint's config.json, as a scalar subquery. -#}
-{% macro hyperparameter(config_relation, parameter, type='integer') -%}
+{#- A value of the checkpoint's config.json, as a scalar subquery; NULL where it
+    is null, unless another parameter's value is to stand in. -#}
+{% macro hyperparameter(config_relation, parameter, type='integer', otherwise=none) -%}
+    {%- if otherwise -%}
+    coalesce(
+        {{ hyperparameter(config_relation, parameter, type) }},
+        {{ hyperparameter(config_relation, otherwise, type) }}
+    )
+    {%- else -%}
     (
-        select config.value::{{ type }}
+        select nullif(config.value, 'null')::{{ type }}
         from {{ config_relation }} as config
         where config.parameter = '{{ parameter }}'
     )
+    {%- endif -%}
+{%- endmacro %}
+
+
+{#- A relation that a var names: a model or seed of this project, or any relation
+    of the database as schema.name; none for none. -#}
+{% macro user_relation(name) -%}
+    {{ return(ref(name) if name and '.' not in name else name) }}
 {%- endmacro %}

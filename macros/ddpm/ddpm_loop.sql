@@ -1,0 +1,72 @@
+{#-
+    What the generation materialization needs to know of an image network.
+-#}
+
+{#- A SELECT that raises an error unless the layers stand at the frontier. -#}
+{% macro ddpm_check(network) -%}
+    select {{ db_function('check_input') }}(
+        case
+            when exists (
+                select
+                from {{ network_relation(network ~ '_frontier') }} as frontier
+                left join {{ network_relation(network ~ '_conv_out') }} as output
+                    using (image_id, y, x)
+                where output.image_id is null
+            )
+                then 'the layers do not have the newest images: run '
+                    'dbt run --select {{ network }}'
+        end
+    )
+{%- endmacro %}
+
+
+{#- The statement that makes the denoised samples the next frontier. -#}
+{% macro ddpm_advance(denoised, network) -%}
+    insert into {{ network_relation(network ~ '_samples') }}
+        (image_id, step, y, x, activation, request)
+    select
+        denoised.image_id,
+        denoised.step,
+        denoised.y,
+        denoised.x,
+        denoised.activation,
+        requests.request
+    from {{ denoised }} as denoised
+    inner join {{ network_relation(network ~ '_requests') }} as requests
+        using (image_id)
+    on conflict do nothing
+{%- endmacro %}
+
+
+{#-
+    A SELECT of one row (steps, places, news): how many steps are still to be
+    made, the images at the frontier, and what the newest step brought.
+-#}
+{% macro ddpm_progress(denoised, network) -%}
+    select
+        coalesce(max(requests.num_inference_steps - newest.step), 0)::integer as steps,
+        count(*)::integer as places,
+        format(
+            'step %s of %s, timestep %s%s',
+            min(newest.step),
+            min(requests.num_inference_steps),
+            min(timesteps.timestep),
+            case when count(*) > 1 then format(', %s images', count(*)) else '' end
+        ) as news
+    from (
+        select distinct image_id, step
+        from {{ denoised }}
+    ) as newest
+    inner join {{ network_relation(network ~ '_requests') }} as requests
+        using (image_id)
+    inner join {{ network_relation(network ~ '_timesteps') }} as timesteps
+        on newest.image_id = timesteps.image_id
+        and newest.step = timesteps.step + 1
+{%- endmacro %}
+
+
+{#- How fast it goes, for a person. -#}
+{% macro ddpm_pace(seconds, steps, places, steps_left) -%}
+    {%- set left = (seconds / steps * steps_left) | round | int -%}
+    {{- '%.2f s a step, %d:%02d left' | format(seconds / steps, left // 60, left % 60) -}}
+{%- endmacro %}

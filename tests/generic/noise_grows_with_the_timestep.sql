@@ -1,0 +1,24 @@
+{#-
+    A noise schedule has every timestep from 0 on, and less of the picture at each.
+
+    Fails with a row for each timestep where it does not.
+-#}
+{% test noise_grows_with_the_timestep(model) %}
+select *
+from (
+    select
+        timestep,
+        beta,
+        alpha_cumprod,
+        lag(alpha_cumprod, 1, 1) over (order by timestep) as before,
+        row_number() over (order by timestep) - 1 as expected_timestep
+    from {{ model }}
+) as schedule
+where not (
+    timestep = expected_timestep
+    and beta > 0
+    and beta < 1
+    and alpha_cumprod > 0
+    and alpha_cumprod < before
+)
+{% endtest %}
