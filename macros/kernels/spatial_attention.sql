@@ -133,7 +133,7 @@ weights as materialized (
     ) as shifted
 ),
 
-outputs as (
+outputs as materialized (
     select
         weights.image_id,
         weights.y,

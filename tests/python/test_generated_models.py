@@ -12,6 +12,8 @@ import pytest
 
 from gpt2_runs import TWIN, copy_project
 
+CHECKPOINTS = TWIN.parent
+
 Generate = Callable[..., "CompletedProcess[str]"]
 
 
@@ -44,8 +46,9 @@ def files(folder: Path) -> dict[Path, str]:
     }
 
 
-def test_models_are_up_to_date(generate: Generate) -> None:
-    done = generate("--name", "gpt2", "--check")
+@pytest.mark.parametrize("name", ["gpt2", "ddpm"])
+def test_models_are_up_to_date(generate: Generate, name: str) -> None:
+    done = generate("--name", name, "--check", source=CHECKPOINTS / f"{name}-twin")
     assert done.returncode == 0, done.stderr
 
 
@@ -89,9 +92,9 @@ def test_files_of_others_stay(project: Path, generate: Generate) -> None:
     ("text", "name", "message"),
     [
         ('{"model_type": "gpt2", "n_layer": 1}', "No-Name", "not a good name"),
-        ('{"model_type": "gpt2"}', "net", "n_layer"),
+        ('{"model_type": "gpt2"}', "net", "nothing for vocab_size"),
         ('{"model_type": "bert", "n_layer": 1}', "net", "bert"),
-        ("{", "net", "not JSON"),
+        ("{", "net", "not valid JSON"),
         (None, "net", "does not exist"),
     ],
 )
