@@ -3,8 +3,8 @@
     python scripts/generate_network.py checkpoints/gpt2-twin --name gpt2
     python scripts/generate_network.py checkpoints/ddpm-twin --name ddpm
 
-make models/gpt2 and models/ddpm: one model for each layer, named after the layer's path in the
-checkpoint's state_dict, their YAML, the sources (the tensors), and the models at
+make models/gpt2 and models/ddpm: one model for each layer, named after the
+layer's path in the checkpoint's state_dict, their YAML, the sources (the tensors), and the models at
 the network's two ends (prompts and tokens, completions; noise, images). The
 files of a folder depend on nothing but the layers and their wiring, so that every
 checkpoint with the same layers runs on the same folder: a var picks it.
@@ -16,7 +16,6 @@ nothing and fails if a folder is not what the script would write.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
@@ -80,6 +79,11 @@ class Network:
 
     def source(self, path: str) -> str:
         return f"source('{self.name}', '{path.replace('.', '_')}')"
+
+    def check_checkpoint(self) -> str:
+        """The hook of the first model of a run."""
+        schema = f"var('{self.name}_checkpoint', '{self.name}')"
+        return f"{{{{ check_checkpoint({schema}, '{self.name}') }}}}"
 
     def add_tensor(self, path: str, description: str) -> None:
         """A table of the checkpoint's schema, as a dbt source."""
@@ -235,9 +239,7 @@ def gpt2(config: dict, name: str) -> Network:
         {
             "materialized": "table",
             "meta": {"network": name},
-            "pre_hook": (
-                f"{{{{ check_checkpoint(var('{name}_checkpoint', '{name}'), '{name}') }}}}"
-            ),
+            "pre_hook": net.check_checkpoint(),
         },
         columns=PROMPT_COLUMNS,
     )
@@ -384,6 +386,30 @@ def gpt2(config: dict, name: str) -> Network:
         ],
     )
     net.add_model(
+        "token_scores",
+        call(
+            "gpt2_token_scores",
+            ref("ln_f"),
+            source("lm_head"),
+            ref("prompts"),
+            ref("tokens"),
+            source("vocabulary"),
+        ),
+        "How likely the network finds each token of the prompts after those before "
+        "it. A view: it computes when it is asked, from one forward pass.",
+        {"materialized": "view", "meta": {"network": name}},
+        columns=TOKEN_SCORE_COLUMNS,
+    )
+    net.add_model(
+        "scores",
+        call("gpt2_scores", ref("token_scores"), ref("prompts")),
+        "How likely the network finds each prompt: log-likelihood and perplexity. A "
+        f"view; `dbt run --select +{name}_scores` makes what it needs, without "
+        "generation.",
+        {"materialized": "view", "meta": {"network": name}},
+        columns=SCORE_COLUMNS,
+    )
+    net.add_model(
         "completion_tokens",
         call(
             "gpt2_sample",
@@ -525,6 +551,25 @@ COMPLETION_TOKEN_COLUMNS = [
 ]
 
 
+TOKEN_SCORE_COLUMNS = [
+    column("prompt_id", None, "As in the prompts relation, and of its type."),
+    column("position", "integer", "The token's place in the prompt; never 0."),
+    column("token_id", "integer", "The token, as in the checkpoint's vocabulary."),
+    column("token", "bytea", "Its bytes."),
+    column("piece", "text", "The same as text, where it is a whole character."),
+    column("logprob", "double precision", "Natural logarithm of its probability."),
+]
+SCORE_COLUMNS = [
+    column("prompt_id", None, "As in the prompts relation, and of its type."),
+    column("prompt", "text", "The prompt's text; NULL where it is given as token ids."),
+    column("tokens", "integer", "How many tokens are scored: all but the first."),
+    column("logprob", "double precision", "Natural logarithm of their probability."),
+    column(
+        "perplexity", "double precision", "exp of the mean negative logprob a token."
+    ),
+]
+
+
 def completion_columns(net: Network) -> list[dict]:
     """Columns of the completions, with tests."""
     return [
@@ -632,9 +677,7 @@ def unet2d(config: dict, name: str) -> Network:
         {
             "materialized": "table",
             "meta": {"network": name},
-            "pre_hook": (
-                f"{{{{ check_checkpoint(var('{name}_checkpoint', '{name}'), '{name}') }}}}"
-            ),
+            "pre_hook": net.check_checkpoint(),
         },
         columns=REQUEST_COLUMNS,
     )
@@ -698,26 +741,33 @@ def unet2d(config: dict, name: str) -> Network:
         {"materialized": "view", "meta": {"network": name}},
     )
 
-    def complete(path: str, halvings: int | None) -> list[dict]:
-        arguments: dict = {"frontier": ref("frontier")}
-        if halvings is None:
-            return [net.test(path, "complete", "images_are_complete", **arguments)]
-        arguments["halvings"] = halvings
-        return [net.test(path, "complete", "images_are_complete", **arguments)]
+    def complete(path: str, **arguments: int) -> list[dict]:
+        return [
+            net.test(
+                path,
+                "complete",
+                "images_are_complete",
+                frontier=ref("frontier"),
+                **arguments,
+            )
+        ]
 
     def add(path: str, halvings: int, sql: str, description: str) -> None:
-        net.add_layer(path, sql, description, tests=complete(path, halvings))
+        net.add_layer(path, sql, description, tests=complete(path, halvings=halvings))
 
     def add_for_image(path: str, sql: str, description: str) -> None:
-        net.add_layer(
-            path, sql, description, place=["image_id"], tests=complete(path, None)
-        )
+        net.add_layer(path, sql, description, place=["image_id"], tests=complete(path))
 
     def conv(path: str, halvings: int, input_path: str, about: str, **named: str):
         net.add_tensor(
             path, f"Convolution {path}: weight [out, k * k * in], bias [out]."
         )
-        add(path, halvings, call("conv2d", ref(input_path), source(path), **named), about)
+        add(
+            path,
+            halvings,
+            call("conv2d", ref(input_path), source(path), **named),
+            about,
+        )
 
     def norm(path: str, halvings: int, input_path: str, groups: str, **named: str):
         net.add_tensor(path, f"Group norm {path}: weight [n], bias [n].")
@@ -738,7 +788,12 @@ def unet2d(config: dict, name: str) -> Network:
 
     def linear(path: str, halvings: int, input_path: str, about: str, **named: str):
         net.add_tensor(path, f"Linear layer {path}: weight [out, in], bias [out].")
-        add(path, halvings, call("linear", ref(input_path), source(path), **named), about)
+        add(
+            path,
+            halvings,
+            call("linear", ref(input_path), source(path), **named),
+            about,
+        )
 
     groups = f"hyperparameter({hyperparameters}, 'norm_num_groups')"
     middle_groups = (
@@ -779,9 +834,7 @@ def unet2d(config: dict, name: str) -> Network:
         )
         add_for_image(
             f"{path}.time_emb_proj",
-            call(
-                "linear", ref("time_embedding.silu"), source(f"{path}.time_emb_proj")
-            ),
+            call("linear", ref("time_embedding.silu"), source(f"{path}.time_emb_proj")),
             "The timestep for this ResNet, [image, n].",
         )
         conv(
@@ -877,7 +930,12 @@ def unet2d(config: dict, name: str) -> Network:
                 call("upsample_nearest", ref(hidden)),
                 "Each place four times, [image, 2h, 2w, n].",
             )
-            conv(path, halvings, before, "Convolution at twice the size, [image, h, w, n].")
+            conv(
+                path,
+                halvings,
+                before,
+                "Convolution at twice the size, [image, h, w, n].",
+            )
             hidden = path
         elif block.sampler:
             halvings += 1
@@ -993,9 +1051,7 @@ DENOISED_COLUMNS = [
     column("step", "integer", "Steps done."),
     *PLACE_COLUMNS,
     column("activation", "vector", "The channels of the sample, less noisy."),
-    column(
-        "pred_original_sample", "vector", "The channels of the picture predicted."
-    ),
+    column("pred_original_sample", "vector", "The channels of the picture predicted."),
 ]
 IMAGE_COLUMNS = [
     IMAGE_ID,

@@ -1,0 +1,79 @@
+{#-
+    How likely the network finds each token of a text after those before it.
+
+    input       relation of the last layer before the vocabulary, [places, n]
+    weights     [vocabulary, n]   relation: the lm_head's
+    prompts     relation made by gpt2_prompts(): the texts
+    tokens      relation made by gpt2_tokens()
+    vocabulary  the checkpoint's
+    -> one row a token but the first, which nothing predicts: (prompt_id,
+       position, token_id, token, piece, logprob)
+
+    Only the texts themselves are scored, no generated tokens. Behaves as
+    log_softmax of the logits of transformers' GPT2LMHeadModel.
+-#}
+{% macro gpt2_token_scores(input, weights, prompts, tokens, vocabulary) -%}
+with predictions as (
+    select
+        prompts.prompt_id,
+        next_token.position,
+        next_token.token_id,
+        {{ matmul('x.activation', weights, as='array') }} as logits
+    from {{ input }} as x
+    inner join {{ prompts }} as prompts
+        on x.sequence_id = prompts.sequence_id
+    inner join {{ tokens }} as next_token
+        on x.sequence_id = next_token.sequence_id
+        and x.position + 1 = next_token.position
+    where next_token.step = 0
+    offset 0
+)
+
+select
+    predictions.prompt_id,
+    predictions.position,
+    predictions.token_id,
+    vocabulary.token,
+    {{ db_function('decode_utf8') }}(vocabulary.token) as piece,
+    predictions.logits[predictions.token_id + 1]::float8 - (
+        select
+            largest.x
+            + ln((
+                select sum({{ bounded_exp('score.x - largest.x') }})
+                from (select unnest(predictions.logits) as x) as score
+            ))
+        from (
+            select max(score.x)::float8 as x
+            from (select unnest(predictions.logits) as x) as score
+            offset 0
+        ) as largest
+    ) as logprob
+from predictions
+left join {{ vocabulary }} as vocabulary
+    on predictions.token_id = vocabulary.token_id
+{%- endmacro %}
+
+
+{#-
+    How likely the network finds each text.
+
+    token_scores   relation made by gpt2_token_scores()
+    prompts        relation made by gpt2_prompts(): the texts
+    -> one row a text: (prompt_id, prompt, tokens, logprob: the sum over its
+       tokens, perplexity). A text of one token has none.
+
+    Perplexity is exp of the mean negative logprob, the exponential of the loss
+    that transformers gives for labels=input_ids.
+-#}
+{% macro gpt2_scores(token_scores, prompts) -%}
+select
+    prompts.prompt_id,
+    prompts.prompt,
+    count(scores.logprob)::integer as tokens,
+    sum(scores.logprob) as logprob,
+    exp(-avg(scores.logprob)) as perplexity
+from {{ prompts }} as prompts
+left join {{ token_scores }} as scores
+    on prompts.prompt_id = scores.prompt_id
+group by prompts.sequence_id, prompts.prompt_id, prompts.prompt
+{%- endmacro %}
