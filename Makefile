@@ -26,12 +26,16 @@ help:  ## list the commands
 		awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 .PHONY: demo
-demo: seed  ## set up, load the bundled network and let it write
+demo: seed  ## set up, load the bundled networks, let them write and draw
 	@$(PY) scripts/demo.py
 
 .PHONY: gpt2
 gpt2: checkpoint  ## complete PROMPT="…" (OPTIONS="temperature=0.8 top_k=40")
 	@$(PY) scripts/complete.py
+
+.PHONY: ddpm
+ddpm: checkpoint  ## draw images (OPTIONS="seed=3 batch_size=4") to pictures/
+	@$(PY) scripts/draw.py
 
 .PHONY: setup
 setup:  ## make .venv and install the locked packages
@@ -50,9 +54,11 @@ stop:  ## stop the embedded PostgreSQL
 	@if [ -x $(PY) ]; then $(PY) scripts/server.py stop; fi
 
 .PHONY: checkpoint
-checkpoint: server  ## load checkpoints/gpt2-twin if it is not loaded yet
+checkpoint: server  ## load the bundled checkpoints if they are not loaded yet
 	@$(PY) scripts/load_checkpoint.py checkpoints/gpt2-twin \
 		--name gpt2_twin --if-changed
+	@$(PY) scripts/load_checkpoint.py checkpoints/ddpm-twin \
+		--name ddpm_twin --if-changed
 
 .PHONY: seed
 seed: checkpoint  ## load the default prompts, seeds/prompts.csv
@@ -75,16 +81,18 @@ test-fast: lint seed  ## the same without the slow tests
 bench: setup-test checkpoint  ## time a token of GPT-2 124M beside transformers
 	@$(PY) scripts/bench.py
 
-# Blocks after the first differ in their number only.
+# Blocks and layers after the first of a kind differ in their number only; an
+# incremental model looks for its table.
 .PHONY: lint
 lint: setup-test  ## check Python, YAML and SQL, without a database
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(DBT) --quiet parse --target-path target/lint
 	@$(DBT) --quiet compile --target-path target/lint \
-		--no-introspect --no-populate-cache
+		--no-introspect --no-populate-cache --exclude config.materialized:incremental
 	@find target/lint/compiled/dbt_nn/models -name '*.sql' -type f \
-		! -name '*_h_[1-9]*' ! -path '*/unit_tests/*' -exec $(PY) -m sqlfluff lint {} +
+		! -name '*_h_[1-9]*' ! -name '*blocks_[1-9]*' ! -name '*resnets_[1-9]*' \
+		! -name '*attentions_[1-9]*' ! -path '*/unit_tests/*' -exec $(PY) -m sqlfluff lint {} +
 
 .PHONY: format
 format: setup-test  ## bring Python files to that style

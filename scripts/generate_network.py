@@ -4,10 +4,11 @@
     python scripts/generate_network.py checkpoints/ddpm-twin --name ddpm
 
 make models/gpt2 and models/ddpm: one model for each layer, named after the
-layer's path in the checkpoint's state_dict, their YAML, the sources (the tensors), and the models at
-the network's two ends (prompts and tokens, completions; noise, images). The
-files of a folder depend on nothing but the layers and their wiring, so that every
-checkpoint with the same layers runs on the same folder: a var picks it.
+layer's path in the checkpoint's state_dict, their YAML, the sources (the tensors),
+and the models at the network's two ends (prompts and tokens, completions; noise,
+images). The files of a folder depend on nothing but the layers and their wiring,
+so that every checkpoint with the same layers runs on the same folder: a var picks
+it.
 
 The files are generated: change this script, never them. `--check` writes
 nothing and fails if a folder is not what the script would write.
@@ -140,6 +141,22 @@ class Network:
             places=self.ref("tokens"),
             **arguments,
         )
+
+    def matches_reference(self, path: str, **arguments: object) -> dict:
+        """A comparison of all layers, if there is a reference (make check)."""
+        content = self.test(
+            path,
+            "reference",
+            "matches_reference",
+            network=self.name,
+            reference=f"var('{self.name}_reference', none)",
+            **arguments,
+        )
+        content["matches_reference"]["config"] = {
+            "enabled": f"{{{{ var('{self.name}_reference', none) is not none }}}}",
+            "tags": ["reference"],
+        }
+        return content
 
     def add_model(
         self,
@@ -437,7 +454,15 @@ def gpt2(config: dict, name: str) -> Network:
                 "logprobs_match_logits",
                 logits=ref("lm_head"),
                 prompts=ref("prompts"),
-            )
+            ),
+            net.matches_reference(
+                "completion_tokens",
+                outcome={
+                    "layer": "completion_tokens",
+                    "place": [*net.place],
+                    "value": "array[token_id]::real[]",
+                },
+            ),
         ],
     )
     net.add_model(
@@ -747,7 +772,7 @@ def unet2d(config: dict, name: str) -> Network:
                 path,
                 "complete",
                 "images_are_complete",
-                frontier=ref("frontier"),
+                denoised=ref("denoised"),
                 **arguments,
             )
         ]
@@ -958,6 +983,8 @@ def unet2d(config: dict, name: str) -> Network:
         "The network's output: the noise that it sees in the sample, or what its "
         "prediction_type says, [image, h, w, channels].",
     )
+    # before the loop: the first step
+    net.models[-1]["data_tests"].append(net.matches_reference("conv_out"))
 
     net.add_model(
         "denoised",
@@ -980,6 +1007,17 @@ def unet2d(config: dict, name: str) -> Network:
         "Every image at every step, from noise to picture; numbers around -1..1.",
         {"materialized": "view", "meta": {"network": name}},
         columns=IMAGE_COLUMNS,
+        data_tests=[
+            # after the loop: the last step, and what came of all
+            net.matches_reference(
+                "images",
+                outcome={
+                    "layer": "images",
+                    "place": ["image_id", "step", "y", "x"],
+                    "value": "channels::real[]",
+                },
+            )
+        ],
     )
     net.add_model(
         "pixels",

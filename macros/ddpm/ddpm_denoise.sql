@@ -29,7 +29,7 @@ steps as (
         frontier.step + 1 as step,
         frontier.y,
         frontier.x,
-        frontier.activation::real[] as samples,
+        frontier.sample::real[] as samples,
         output.activation::real[] as outputs,
         case
             when timesteps.sigma > 0 then {{ db_function('gaussian_noise') }}(
@@ -37,7 +37,7 @@ steps as (
                 frontier.step + 1,
                 frontier.y,
                 frontier.x,
-                vector_dims(frontier.activation)
+                vector_dims(frontier.sample)
             )::real[]
         end as noises,
         sqrt(timesteps.alpha_cumprod) as signal,

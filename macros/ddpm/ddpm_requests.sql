@@ -40,12 +40,27 @@ checked_options as materialized (
 requests as (
     {%- if requests %}
     select
-        to_jsonb(requests) ->> 'image_id' as image_id,
-        row_number() over (order by requests.image_id) as number,
-        count(*) over (partition by requests.image_id) as namesakes,
+        named.image_id,
+        row_number() over (order by named.number, named.image_id) as number,
+        count(*) over (partition by coalesce(named.number::text, named.image_id))
+            as namesakes,
         options,
-        jsonb_strip_nulls(to_jsonb(requests)) as fields
-    from {{ requests }} as requests
+        jsonb_strip_nulls(named.fields) as fields
+    from (
+        select
+            given.image_id,
+            given.fields,
+            case
+                when pg_input_is_valid(given.image_id, 'integer')
+                    then given.image_id::integer
+            end as number
+        from (
+            select
+                to_jsonb(requests) as fields,
+                to_jsonb(requests) ->> 'image_id' as image_id
+            from {{ requests }} as requests
+        ) as given
+    ) as named
     cross join checked_options
     {%- else %}
     select
@@ -129,7 +144,7 @@ select
     typed.*,
     md5(concat_ws(
         '/',
-        obj_description('"{{ checkpoint }}"'::regnamespace),
+        obj_description('"{{ checkpoint }}"'::regnamespace, 'pg_namespace'),
         scheduler, num_inference_steps, eta, seed
     ))::uuid as request
 from typed

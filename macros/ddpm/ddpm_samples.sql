@@ -68,7 +68,8 @@ order by requests.image_id, y, x
     requests    relation made by ddpm_requests()
     timesteps   relation made by ddpm_timesteps()
     config      the checkpoint's config: center_input_sample
-    -> (image_id, step, timestep, y, x, activation vector(in_channels))
+    -> (image_id, step, timestep, y, x, activation vector(in_channels): what the
+       network reads, sample vector(in_channels))
 -#}
 {% macro ddpm_frontier(samples, requests, timesteps, config) -%}
 with newest as (
@@ -98,7 +99,13 @@ select
     timesteps.timestep,
     samples.y,
     samples.x,
-    samples.activation
+    case
+        when {{ hyperparameter(config, 'center_input_sample', 'boolean') }}
+            then samples.activation + samples.activation
+                - {{ broadcast('1', 'vector_dims(samples.activation)') }}
+        else samples.activation
+    end as activation,
+    samples.activation as sample
 from active
 inner join {{ samples }} as samples using (image_id, step)
 inner join {{ timesteps }} as timesteps using (image_id, step)

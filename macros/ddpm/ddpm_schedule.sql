@@ -100,7 +100,11 @@ timesteps as (
                     + trained.steps_offset
             when 'trailing'
                 then round(
-                    trained.t - step * (trained.t::float8 / requests.num_inference_steps)
+                    {# the step as np.arange rounds it, which decides at halves #}
+                    trained.t + step * (
+                        (trained.t - trained.t::float8 / requests.num_inference_steps)
+                        - trained.t
+                    )
                 )::integer - 1
             when 'linspace'
                 then round(

@@ -21,6 +21,11 @@
     input, weights, kernel_size=3, stride=1, padding=1, time_embedding=none, residual=none
 ) -%}
     {%- if kernel_size == 1 -%}
+        {%- if stride != 1 or time_embedding -%}
+            {{ exceptions.raise_compiler_error(
+                'a convolution of 1 x 1 has neither a stride nor a time embedding here'
+            ) }}
+        {%- endif -%}
         {{ return(linear(input, weights, residual=residual)) }}
     {%- endif -%}
     {{ return(adapter.dispatch('conv2d', 'dbt_nn')(

@@ -48,11 +48,11 @@
 
 {#-
     SiLU or Swish, x / (1 + exp(-x)), in float8: Hendrycks and Gimpel 2016;
-    torch.nn.SiLU. exp() of more than 709 is an error in Postgres, and of more
-    than 700 makes no difference here.
+    torch.nn.SiLU. exp() beyond 709 on either side is an error in Postgres, and
+    beyond 700 makes no difference here.
 -#}
 {% macro silu(x) -%}
-    {{ x }} / (1 + exp(least(-{{ x }}::float8, 700)))
+    {{ x }} / (1 + {{ bounded_exp('least(-' ~ x ~ '::float8, 700)') }})
 {%- endmacro %}
 
 

@@ -115,7 +115,9 @@ weights as materialized (
         shifted.size,
         shifted.start,
         (
-            select array_agg(exp(inner_product(score.k, shifted.activation) - shifted.shift))
+            select array_agg({{ bounded_exp(
+                'inner_product(score.k, shifted.activation) - shifted.shift'
+            ) }})
             from (select unnest(shifted.keys) as k) as score
         )::vector as weight
     from (

@@ -12,7 +12,9 @@ with steps as (
         image_id,
         step,
         count(*) as pixels,
-        bool_and(0 <= all(pixel) and 255 >= all(pixel)) as in_range
+        bool_and(
+            coalesce(0 <= all(pixel) and 255 >= all(pixel), false)
+        ) as in_range
     from {{ model }}
     group by image_id, step
 )

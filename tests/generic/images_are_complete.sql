@@ -1,8 +1,8 @@
 {#-
-    An image layer has one row for each place of every image at the frontier, no
-    others, and in each a value that is whole.
+    An image layer has one row for each place of every image that was denoised
+    last, no others, and in each a value that is whole.
 
-    frontier   relation made by ddpm_frontier()
+    denoised   relation made by ddpm_denoise()
     halvings   how often the layer's height and width were halved; none for one
                row an image
 
@@ -10,17 +10,17 @@
     is NULL or not as wide as most: (layer, place, problem). pgvector lets no NaN
     or infinity into a vector.
 -#}
-{% test images_are_complete(model, frontier, halvings=none) %}
+{% test images_are_complete(model, denoised, halvings=none) %}
 {%- set places = ['image_id'] if halvings is none else ['image_id', 'y', 'x'] %}
 with places as (
     {%- if halvings is none %}
-    select distinct image_id from {{ frontier }}
+    select distinct image_id from {{ denoised }}
     {%- else %}
     select
         image_id,
         y / {{ 2 ** halvings }} as y,
         x / {{ 2 ** halvings }} as x
-    from {{ frontier }}
+    from {{ denoised }}
     where y % {{ 2 ** halvings }} = 0 and x % {{ 2 ** halvings }} = 0
     {%- endif %}
 ),

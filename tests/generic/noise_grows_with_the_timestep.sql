@@ -14,11 +14,14 @@ from (
         row_number() over (order by timestep) - 1 as expected_timestep
     from {{ model }}
 ) as schedule
-where not (
+where (
     timestep = expected_timestep
     and beta > 0
     and beta < 1
     and alpha_cumprod > 0
     and alpha_cumprod < before
-)
+) is not true
+union all
+select null, null, null, null, 0
+where not exists (select from {{ model }})
 {% endtest %}

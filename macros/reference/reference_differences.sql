@@ -1,0 +1,170 @@
+{#-
+    How far each layer of a network is from its reference, one row a layer in the
+    order of the DAG.
+
+    network     the network, whose layers are built
+    reference   relation: (layer, place integer[], activation real[]), made by
+                scripts/check.py
+    outcome     none, or what comes out at the end, as one layer more:
+                {relation, layer, place: its columns, value: a real[] expression}
+    -> (number, layer, problem, place, largest_difference,
+        relative_difference: of the layer's largest value, ours and reference:
+        five values around the largest difference, places)
+
+    An image network's layers have one step; `place` in the reference begins with
+    it, and those of the step at the frontier are compared.
+-#}
+{% macro reference_differences(network, reference, outcome=none) -%}
+{%- if execute -%}
+{%- set layers = layers_in_order(network) -%}
+{%- set by_step = layers | selectattr('config.meta.history', 'equalto', 'newest_step') | list -%}
+{%- set names = [] -%}
+{%- for node in graph.nodes.values()
+    if node.resource_type == 'model' and node.config.meta.network == network -%}
+    {%- do names.append("'" ~ node.name | replace(network ~ '_', '', 1) ~ "'") -%}
+{%- endfor -%}
+with reference as materialized (
+    select
+        layer,
+        place,
+        activation
+    from {{ reference }}
+),
+{%- if by_step %}
+
+steps as materialized (
+    select distinct image_id, step from {{ network_relation(network ~ '_frontier') }}
+),
+{%- endif %}
+
+compared as (
+    {%- for node in layers %}
+    {{ compared_layer(
+        loop.index,
+        node.name | replace(network ~ '_', '', 1),
+        node.relation_name,
+        node.config.meta.place,
+        ('logits' if node.name == network ~ '_lm_head' else 'activation::real[]'),
+        of_step=(by_step | length > 0),
+    ) }}
+    union all
+    {%- endfor %}
+    {%- if outcome %}
+    {{ compared_layer(
+        layers | length + 1,
+        outcome.layer,
+        outcome.relation,
+        outcome.place,
+        outcome.value,
+    ) }}
+    union all
+    {%- endif %}
+    select null, 'of no model: ' || reference.layer, null, '', activation, null
+    from reference
+    where layer not in ({{ names | join(', ') or "''" }})
+),
+
+{# The worst element of each place: a missing one is infinitely far. #}
+differences as (
+    select
+        compared.*,
+        element.channel,
+        element.difference,
+        element.largest
+    from compared
+    left join lateral (
+        select
+            channel,
+            case
+                when expected = actual then 0
+                else coalesce(abs(expected::float8 - actual), 'infinity')
+            end as difference,
+            max(abs(expected)) over () as largest
+        from unnest(compared.expected, compared.activation)
+            with ordinality as element (expected, actual, channel)
+        order by difference desc
+        limit 1
+    ) as element on true
+),
+
+summaries as (
+    select
+        layer,
+        count(reference_place) as places,
+        max(largest)::float8 as largest
+    from differences
+    group by layer
+),
+
+worst as (
+    select distinct on (layer) *
+    from differences
+    order by layer, difference desc nulls last, reference_place
+)
+
+select
+    number,
+    '{{ network }}_' || layer as layer,
+    case
+        when expected is null then 'has no reference'
+        when activation is null then 'has no row there'
+        when cardinality(activation) <> cardinality(expected)
+            then format(
+                'has %s channels, not %s',
+                cardinality(activation), cardinality(expected)
+            )
+        when difference > 0 then 'differs'
+    end as problem,
+    format('%schannel %s', place, channel - 1) as place,
+    difference as largest_difference,
+    case
+        when expected is null then 'infinity'
+        when difference = 0 then 0
+        else coalesce(difference / nullif(summaries.largest, 0), 'infinity')
+    end as relative_difference,
+    activation[first_shown : first_shown + 4] as ours,
+    expected[first_shown : first_shown + 4] as reference,
+    places
+from worst
+inner join summaries using (layer)
+cross join lateral (
+    select greatest(least(channel - 2, cardinality(expected) - 4), 1)::integer
+        as first_shown
+) as window_
+order by number nulls first
+{%- endif -%}
+{%- endmacro %}
+
+
+{#- Rows of `compared`: a layer's at the places of the reference; `of_step` if
+    these begin with a step, and only those of the frontier's are meant. -#}
+{% macro compared_layer(number, name, relation, place, value, of_step=false) -%}
+    {%- set columns = (['step'] if of_step else []) + place %}
+    select
+        {{ number }} as number,
+        '{{ name }}' as layer,
+        reference.place as reference_place,
+        concat(
+            {%- for column in columns %}
+            '{{ column }} ', reference.place[{{ loop.index }}], ', '{{ ',' if not loop.last }}
+            {%- endfor %}
+        ) as place,
+        reference.activation as expected,
+        layer.value as activation
+    from (select) as this
+    left join reference
+        on reference.layer = '{{ name }}'
+        {%- if of_step %}
+        and (reference.place[2], reference.place[1]) in (
+            select image_id, step from steps
+        )
+        {%- endif %}
+    left join lateral (
+        select {{ value }} as value
+        from {{ relation }} as layer
+        where true
+        {%- for column in place %}
+            and layer.{{ column }} = reference.place[{{ loop.index + (1 if of_step else 0) }}]
+        {%- endfor %}
+    ) as layer on true
+{%- endmacro %}

@@ -1,0 +1,3 @@
+-- Images to draw, with any options.
+select
+    null::integer as image_id

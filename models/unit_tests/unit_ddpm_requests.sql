@@ -1,0 +1,6 @@
+{{ ddpm_requests(
+    ref('unit_image_options'),
+    var('unit_options', {}),
+    ref('unit_scheduler'),
+    'pg_catalog',
+) }}

@@ -1,0 +1,38 @@
+{#-
+    Every layer of a network computes what its reference says, at all the places
+    that this has: transformers or diffusers ran the same checkpoint on the same
+    input (scripts/make_reference.py).
+
+    network     the network, whose layers are built
+    reference   relation of the reference activations
+    outcome     none, or how to compare the model itself, which is no layer:
+                {layer: its name in the reference, place: columns, value: real[]}
+
+    Fails with a row for each layer that is off, the first in the order of the DAG
+    first: (layer, problem, place, largest difference, the same as a share of the
+    layer's largest value, five values of both sides). The vars
+    tolerance_reference and tolerance_timestep say how much that share may be.
+-#}
+{% test matches_reference(model, network, reference, outcome=none) %}
+{%- set described = dict(outcome, relation=model) if outcome else none %}
+{% if execute %}
+select
+    layer,
+    problem,
+    place,
+    largest_difference,
+    relative_difference,
+    ours,
+    reference,
+    count(*) over () as layers_that_are_off
+from (
+    {{ reference_differences(network, reference, described) }}
+) as difference
+where
+    relative_difference > case layer
+        when '{{ network }}_time_proj' then {{ var('tolerance_timestep') }}
+        else {{ var('tolerance_reference') }}
+    end
+order by number nulls first
+{% endif %}
+{% endtest %}
