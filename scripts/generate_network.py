@@ -142,7 +142,7 @@ class Network:
             **arguments,
         )
 
-    def matches_reference(self, path: str, **arguments: object) -> dict:
+    def matches_reference(self, path: str, kind: str, **arguments: object) -> dict:
         """A comparison of all layers, if there is a reference (make check)."""
         content = self.test(
             path,
@@ -150,6 +150,7 @@ class Network:
             "matches_reference",
             network=self.name,
             reference=f"var('{self.name}_reference', none)",
+            tolerance=f"var('tolerance_reference_{kind}')",
             **arguments,
         )
         content["matches_reference"]["config"] = {
@@ -457,6 +458,7 @@ def gpt2(config: dict, name: str) -> Network:
             ),
             net.matches_reference(
                 "completion_tokens",
+                "text",
                 outcome={
                     "layer": "completion_tokens",
                     "place": [*net.place],
@@ -729,7 +731,8 @@ def unet2d(config: dict, name: str) -> Network:
     )
     net.add_model(
         "samples",
-        call(
+        f"-- after {{{{ {ref('timesteps')} }}}}, which checks the number of steps\n"
+        + call(
             "ddpm_samples",
             ref("requests"),
             hyperparameters,
@@ -754,13 +757,20 @@ def unet2d(config: dict, name: str) -> Network:
         columns=SAMPLE_COLUMNS,
     )
     net.add_model(
+        "config",
+        f"select parameter, value\nfrom {{{{ {hyperparameters} }}}}\n",
+        "The network's hyper-parameters, a copy for the frontier: a view that reads "
+        "the checkpoint would keep it from being loaded anew.",
+        {"materialized": "table", "meta": {"network": name}},
+    )
+    net.add_model(
         "frontier",
         call(
             "ddpm_frontier",
             ref("samples"),
             ref("requests"),
             ref("timesteps"),
-            hyperparameters,
+            ref("config"),
         ),
         "The samples that the network denoises now: each image's newest step.",
         {"materialized": "view", "meta": {"network": name}},
@@ -777,8 +787,19 @@ def unet2d(config: dict, name: str) -> Network:
             )
         ]
 
-    def add(path: str, halvings: int, sql: str, description: str) -> None:
-        net.add_layer(path, sql, description, tests=complete(path, halvings=halvings))
+    def add(
+        path: str,
+        halvings: int,
+        sql: str,
+        description: str,
+        tests: list[dict] | None = None,
+    ) -> None:
+        net.add_layer(
+            path,
+            sql,
+            description,
+            tests=[*complete(path, halvings=halvings), *(tests or [])],
+        )
 
     def add_for_image(path: str, sql: str, description: str) -> None:
         net.add_layer(path, sql, description, place=["image_id"], tests=complete(path))
@@ -794,9 +815,18 @@ def unet2d(config: dict, name: str) -> Network:
             about,
         )
 
-    def norm(path: str, halvings: int, input_path: str, groups: str, **named: str):
+    def norm(
+        path: str,
+        halvings: int,
+        input_path: str,
+        groups: str = "norm_num_groups",
+        activation: str | None = "silu",
+    ) -> None:
         net.add_tensor(path, f"Group norm {path}: weight [n], bias [n].")
-        about = "Group normalisation" + (" and SiLU" if named else "")
+        parameter = f"{hyperparameters}, '{groups}'"
+        if groups != "norm_num_groups":  # null stands for them
+            parameter += ", otherwise='norm_num_groups'"
+        named = {"activation": f"'{activation}'"} if activation else {}
         add(
             path,
             halvings,
@@ -804,11 +834,24 @@ def unet2d(config: dict, name: str) -> Network:
                 "group_norm",
                 ref(input_path),
                 source(path),
-                groups=groups,
+                groups=f"hyperparameter({parameter})",
                 epsilon=f"hyperparameter({hyperparameters}, 'norm_eps', 'float8')",
                 **named,
             ),
-            f"{about}, [image, h, w, n].",
+            f"Group normalisation{' and SiLU' if activation else ''}, "
+            "[image, h, w, n].",
+            [
+                net.test(
+                    path,
+                    "normalized",
+                    "is_group_normalized",
+                    input=ref(input_path),
+                    weights=source(path),
+                    hyperparameters=hyperparameters,
+                    groups=groups,
+                    activation=activation,
+                )
+            ],
         )
 
     def linear(path: str, halvings: int, input_path: str, about: str, **named: str):
@@ -820,11 +863,6 @@ def unet2d(config: dict, name: str) -> Network:
             about,
         )
 
-    groups = f"hyperparameter({hyperparameters}, 'norm_num_groups')"
-    middle_groups = (
-        f"hyperparameter({hyperparameters}, 'attn_norm_num_groups', "
-        "otherwise='norm_num_groups')"
-    )
     silu = "'silu'"
 
     # The timestep: one embedding an image.
@@ -852,7 +890,7 @@ def unet2d(config: dict, name: str) -> Network:
     )
 
     def resnet(path: str, halvings: int, input_path: str, shortcut: bool) -> str:
-        norm(f"{path}.norm1", halvings, input_path, groups, activation=silu)
+        norm(f"{path}.norm1", halvings, input_path)
         net.add_tensor(
             f"{path}.time_emb_proj",
             f"Linear layer {path}.time_emb_proj: weight [out, in], bias [out].",
@@ -869,7 +907,7 @@ def unet2d(config: dict, name: str) -> Network:
             "Convolution with the timestep added, [image, h, w, n].",
             time_embedding=ref(f"{path}.time_emb_proj"),
         )
-        norm(f"{path}.norm2", halvings, f"{path}.conv1", groups, activation=silu)
+        norm(f"{path}.norm2", halvings, f"{path}.conv1")
         if shortcut:
             conv(
                 f"{path}.conv_shortcut",
@@ -890,7 +928,7 @@ def unet2d(config: dict, name: str) -> Network:
         return f"{path}.conv2"
 
     def attention(path: str, halvings: int, input_path: str, groups: str) -> str:
-        norm(f"{path}.group_norm", halvings, input_path, groups)
+        norm(f"{path}.group_norm", halvings, input_path, groups, activation=None)
         for part, word in {"q": "Queries", "k": "Keys", "v": "Values"}.items():
             linear(
                 f"{path}.to_{part}",
@@ -908,6 +946,17 @@ def unet2d(config: dict, name: str) -> Network:
             ),
             "Self-attention over the places of an image, [image, h, w, n]: the heads "
             "side by side.",
+            [
+                net.test(
+                    path,
+                    "global",
+                    "attends_to_all_places",
+                    query=ref(f"{path}.to_q"),
+                    key=ref(f"{path}.to_k"),
+                    value=ref(f"{path}.to_v"),
+                    hyperparameters=hyperparameters,
+                )
+            ],
         )
         linear(
             f"{path}.to_out.0",
@@ -941,7 +990,7 @@ def unet2d(config: dict, name: str) -> Network:
                     f"{block.path}.attentions.{j}",
                     halvings,
                     hidden,
-                    middle_groups if in_middle else groups,
+                    "attn_norm_num_groups" if in_middle else "norm_num_groups",
                 )
             if not upwards and not in_middle:
                 skips.append(hidden)
@@ -975,7 +1024,7 @@ def unet2d(config: dict, name: str) -> Network:
             )
             hidden = path
             skips.append(hidden)
-    norm("conv_norm_out", 0, hidden, groups, activation=silu)
+    norm("conv_norm_out", 0, hidden)
     conv(
         "conv_out",
         0,
@@ -984,7 +1033,7 @@ def unet2d(config: dict, name: str) -> Network:
         "prediction_type says, [image, h, w, channels].",
     )
     # before the loop: the first step
-    net.models[-1]["data_tests"].append(net.matches_reference("conv_out"))
+    net.models[-1]["data_tests"].append(net.matches_reference("conv_out", "image"))
 
     net.add_model(
         "denoised",
@@ -1011,6 +1060,7 @@ def unet2d(config: dict, name: str) -> Network:
             # after the loop: the last step, and what came of all
             net.matches_reference(
                 "images",
+                "image",
                 outcome={
                     "layer": "images",
                     "place": ["image_id", "step", "y", "x"],

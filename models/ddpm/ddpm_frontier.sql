@@ -3,5 +3,5 @@
     ref('ddpm_samples'),
     ref('ddpm_requests'),
     ref('ddpm_timesteps'),
-    source('ddpm', 'config'),
+    ref('ddpm_config'),
 ) }}

@@ -5,15 +5,15 @@
 
     network     the network, whose layers are built
     reference   relation of the reference activations
+    tolerance   how far a value may be off, of the layer's largest
     outcome     none, or how to compare the model itself, which is no layer:
                 {layer: its name in the reference, place: columns, value: real[]}
 
     Fails with a row for each layer that is off, the first in the order of the DAG
     first: (layer, problem, place, largest difference, the same as a share of the
-    layer's largest value, five values of both sides). The vars
-    tolerance_reference and tolerance_timestep say how much that share may be.
+    layer's largest value, five values of both sides, how many layers are off).
 -#}
-{% test matches_reference(model, network, reference, outcome=none) %}
+{% test matches_reference(model, network, reference, tolerance, outcome=none) %}
 {%- set described = dict(outcome, relation=model) if outcome else none %}
 {% if execute %}
 select
@@ -28,11 +28,7 @@ select
 from (
     {{ reference_differences(network, reference, described) }}
 ) as difference
-where
-    relative_difference > case layer
-        when '{{ network }}_time_proj' then {{ var('tolerance_timestep') }}
-        else {{ var('tolerance_reference') }}
-    end
+where relative_difference > {{ tolerance }}
 order by number nulls first
 {% endif %}
 {% endtest %}
