@@ -414,16 +414,15 @@ def gpt2(config: dict, name: str) -> Network:
             source("vocabulary"),
         ),
         "How likely the network finds each token of the prompts after those before "
-        "it. A view: it computes when it is asked, from one forward pass.",
-        {"materialized": "view", "meta": {"network": name}},
+        "it, from the one forward pass that reads them.",
+        {"materialized": "table", "meta": {"network": name}},
         columns=TOKEN_SCORE_COLUMNS,
     )
     net.add_model(
         "scores",
         call("gpt2_scores", ref("token_scores"), ref("prompts")),
-        "How likely the network finds each prompt: log-likelihood and perplexity. A "
-        f"view; `dbt run --select +{name}_scores` makes what it needs, without "
-        "generation.",
+        "How likely the network finds each prompt: log-likelihood and perplexity. "
+        f"`dbt run --select +{name}_scores` makes what it needs, without generation.",
         {"materialized": "view", "meta": {"network": name}},
         columns=SCORE_COLUMNS,
     )
