@@ -12,62 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 
-import yaml
-from dbt.cli.main import dbtRunner
-from dbt_common.events.base_types import EventMsg
 from psycopg2 import sql
-from tqdm import tqdm
 
-from database import (
-    PROJECT,
-    DatabaseError,
-    connect,
-    profiles_path,
-    run_command,
-    settings,
-)
+from database import DatabaseError, connect, run_command, settings
+from runner import dbt, parse_options
 
 TABLE = "command_line_prompts"
-
-
-def parse_option(text: str) -> tuple[str, object]:
-    """`temperature=0.8` -> ("temperature", 0.8); the value is read as YAML."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise DatabaseError(
-            f"option {text!r} is not of the form name=value, such as temperature=0.8"
-        )
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise DatabaseError(f"option {text!r}: {error}") from None
-
-
-def dbt(*arguments: str) -> int:
-    """Run dbt in the project, quiet but for print(), errors and a progress bar.
-
-    Returns dbt's exit code.
-    """
-    with tqdm(unit="model", leave=False, disable=None) as bar:
-
-        def show(event: EventMsg) -> None:
-            if event.info.name == "LogStartLine":
-                bar.total = event.data.total
-                bar.set_description(event.data.node_info.node_name, refresh=False)
-                bar.update(event.data.index - bar.n)
-            elif event.info.name == "PrintEvent":
-                bar.clear()
-
-        folder = [
-            "--project-dir",
-            str(PROJECT),
-            "--profiles-dir",
-            str(profiles_path().parent),
-        ]
-        result = dbtRunner(callbacks=[show]).invoke(["--quiet", *arguments, *folder])
-    return 0 if result.success else 1
 
 
 def write_prompt(prompt: str) -> str:
@@ -130,10 +81,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.prompt is None:
         parser.error('no prompt: make gpt2 PROMPT="It is a truth"')
-    options = arguments.options or shlex.split(os.environ.get("OPTIONS", ""))
     variables = {
+        "gpt2_options": parse_options(arguments.options),
         "gpt2_prompts": write_prompt(arguments.prompt),
-        "gpt2_options": dict(parse_option(text) for text in options),
     }
     if arguments.checkpoint:
         variables["gpt2_checkpoint"] = arguments.checkpoint
