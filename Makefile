@@ -71,11 +71,15 @@ docs: checkpoint  ## write the documentation site to target/static_index.html
 
 .PHONY: test
 test: lint seed  ## run every check and test
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile
+
+.PHONY: check
+check: checkpoint  ## compare every layer with transformers and diffusers
+	@$(PY) scripts/check.py
 
 .PHONY: test-fast
 test-fast: lint seed  ## the same without the slow tests
-	@$(PY) -m pytest -m 'not slow'
+	@$(PY) -m pytest -n 2 --dist loadfile -m 'not slow'
 
 .PHONY: bench
 bench: setup-test checkpoint  ## time a token of GPT-2 124M beside transformers

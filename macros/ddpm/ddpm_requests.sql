@@ -23,7 +23,8 @@
             ~ image_options() | join(', ')
         ) }}
     {%- endfor -%}
-with options as (
+{# materialized, so that no cast of a bad value is folded before its check #}
+with options as materialized (
     select jsonb_strip_nulls({{ json_literal(options) }}) as options
 ),
 

@@ -67,7 +67,8 @@ keys as materialized (
     ) as k
 ),
 
-{# vector(places)[n] for each image; the aggregate keeps the places' order #}
+{# vector(places)[n] for each image; without its order the aggregate would have
+   the places as they come, which depends on the plan #}
 values_transposed as materialized (
     select
         feature.image_id,
@@ -76,12 +77,13 @@ values_transposed as materialized (
         select
             ordered.image_id,
             element.number,
-            array_agg(element.x)::vector as x
+            array_agg(element.x order by ordered.place)::vector as x
         from (
-            select image_id, activation
+            select
+                image_id,
+                row_number() over (partition by image_id order by y, x) as place,
+                activation
             from {{ at_frontier(value, 'x') }}
-            order by image_id, y, x
-            offset 0
         ) as ordered
         cross join unnest(ordered.activation::real[])
             with ordinality as element (x, number)

@@ -6,7 +6,9 @@
     reference   relation: (layer, place integer[], activation real[]), made by
                 scripts/check.py
     outcome     none, or what comes out at the end, as one layer more:
-                {relation, layer, place: its columns, value: a real[] expression}
+                {relation, layer, place: its columns, value: a real[] expression,
+                tolerance}. Where that is off, the network has read something
+                else from there on, which is not compared.
     -> (number, layer, problem, place, largest_difference,
         relative_difference: of the layer's largest value, ours and reference:
         five values around the largest difference, places)
@@ -37,6 +39,36 @@ steps as materialized (
 ),
 {%- endif %}
 
+{#- Sequence and position, or image and step, from where on the input is off. #}
+cuts as materialized (
+    {%- if outcome %}
+    select
+        place[1] as item,
+        min(place[2]) as first_off
+    from (
+        {{ compared_layer(0, outcome.layer, outcome.relation, outcome.place, outcome.value) }}
+    ) as outcome (number, layer, place, place_text, expected, actual)
+    cross join (
+        select max(abs(element.x)) as x
+        from reference
+        cross join unnest(reference.activation) as element (x)
+        where reference.layer = '{{ outcome.layer }}'
+    ) as largest
+    where exists (
+        select
+        from unnest(outcome.expected, outcome.actual) as element (expected, actual)
+        where not coalesce(
+            abs(element.expected::float8 - element.actual)
+            <= {{ outcome.tolerance }} * largest.x,
+            false
+        )
+    )
+    group by place[1]
+    {%- else %}
+    select 0 as item, 0 as first_off where false
+    {%- endif %}
+),
+
 compared as (
     {%- for node in layers %}
     {{ compared_layer(
@@ -47,6 +79,26 @@ compared as (
         ('logits' if node.name == network ~ '_lm_head' else 'activation::real[]'),
         of_step=(by_step | length > 0),
     ) }}
+    and not exists (
+        select from cuts
+        {%- if by_step %}
+        where cuts.item = reference.place[2] and cuts.first_off <= reference.place[1]
+        {%- elif 'block' in node.config.meta.place %}
+        where cuts.item = reference.place[1]
+            and cuts.first_off < (reference.place[2] + 1) * {{ attention_block() }}
+        {%- else %}
+        where cuts.item = reference.place[1] and cuts.first_off <= reference.place[2]
+        {%- endif %}
+    )
+    union all
+    select {{ loop.index }}, '{{ node.name | replace(network ~ '_', '', 1) }}', null, '', null, null
+    where not exists (
+        select from reference
+        where layer = '{{ node.name | replace(network ~ '_', '', 1) }}'
+        {%- if by_step %}
+            and (place[2], place[1]) in (select image_id, step from steps)
+        {%- endif %}
+    )
     union all
     {%- endfor %}
     {%- if outcome %}
@@ -59,7 +111,7 @@ compared as (
     ) }}
     union all
     {%- endif %}
-    select null, 'of no model: ' || reference.layer, null, '', activation, null
+    select null, layer, place, '', activation, null
     from reference
     where layer not in ({{ names | join(', ') or "''" }})
 ),
@@ -106,6 +158,7 @@ select
     number,
     '{{ network }}_' || layer as layer,
     case
+        when number is null then 'is no layer of the network'
         when expected is null then 'has no reference'
         when activation is null then 'has no row there'
         when cardinality(activation) <> cardinality(expected)
@@ -151,14 +204,7 @@ order by number nulls first
         ) as place,
         reference.activation as expected,
         layer.value as activation
-    from (select) as this
-    left join reference
-        on reference.layer = '{{ name }}'
-        {%- if of_step %}
-        and (reference.place[2], reference.place[1]) in (
-            select image_id, step from steps
-        )
-        {%- endif %}
+    from reference
     left join lateral (
         select {{ value }} as value
         from {{ relation }} as layer
@@ -167,4 +213,10 @@ order by number nulls first
             and layer.{{ column }} = reference.place[{{ loop.index + (1 if of_step else 0) }}]
         {%- endfor %}
     ) as layer on true
+    where reference.layer = '{{ name }}'
+        {%- if of_step %}
+        and (reference.place[2], reference.place[1]) in (
+            select image_id, step from steps
+        )
+        {%- endif %}
 {%- endmacro %}

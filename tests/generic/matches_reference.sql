@@ -14,7 +14,7 @@
     layer's largest value, five values of both sides, how many layers are off).
 -#}
 {% test matches_reference(model, network, reference, tolerance, outcome=none) %}
-{%- set described = dict(outcome, relation=model) if outcome else none %}
+{%- set described = dict(outcome, relation=model, tolerance=tolerance) if outcome else none %}
 {% if execute %}
 select
     layer,
