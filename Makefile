@@ -82,7 +82,7 @@ test-fast: lint seed  ## the same without the slow tests
 	@$(PY) -m pytest -n 2 --dist loadfile -m 'not slow'
 
 .PHONY: bench
-bench: setup-test checkpoint  ## time a token of GPT-2 124M beside transformers
+bench: setup-test checkpoint  ## time the networks beside transformers and diffusers
 	@$(PY) scripts/bench.py
 
 # Blocks and layers after the first of a kind differ in their number only; an
