@@ -291,7 +291,7 @@ BAD_RUNS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "another depth": (
         {"gpt2_checkpoint": "test_shallow"},
-        ["test_shallow", "2 layers", "12", "generate_network.py"],
+        ["test_shallow", "has no h_10", "models/gpt2", "generate_network.py"],
     ),
     "no tokenizer": (
         {"gpt2_checkpoint": "test_no_tokenizer"},
