@@ -33,6 +33,8 @@ from unet_runs import (
     save_pipeline,
 )
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = "test_image_input"
 # A network, and its checkpoint.
 NETWORK = "small_unet"

@@ -23,6 +23,8 @@ import runner
 from conftest import run_script
 from database import PROJECT, DatabaseError
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = "test_pictures"
 CHECKPOINT = "test_pictures_checkpoint"
 HEIGHT, WIDTH, IMAGES, STEPS = 8, 16, 3, 3

@@ -20,6 +20,8 @@ from check import Network
 from conftest import Dbt, OwnServer, run_script
 from gpt2_runs import PROJECT, TWIN, copy_project
 
+pytestmark = pytest.mark.slow
+
 UNET_TWIN = PROJECT / "checkpoints" / "ddpm-twin"
 NETWORKS = [f"gpt2={TWIN}", f"ddpm={UNET_TWIN}"]
 SCHEMA = "test_reference"  # of the user, whose results the check must not touch
