@@ -20,21 +20,24 @@
 {%- endmacro %}
 
 
-{#- The statement that makes the denoised samples the next frontier. -#}
+{#- The body of a function that makes the denoised samples the next frontier. -#}
 {% macro ddpm_advance(denoised, network) -%}
-    insert into {{ network_relation(network ~ '_samples') }}
-        (image_id, step, y, x, activation, request)
-    select
-        denoised.image_id,
-        denoised.step,
-        denoised.y,
-        denoised.x,
-        denoised.activation,
-        requests.request
-    from {{ denoised }} as denoised
-    inner join {{ network_relation(network ~ '_requests') }} as requests
-        using (image_id)
-    on conflict do nothing
+    begin
+        insert into {{ network_relation(network ~ '_samples') }}
+            (image_id, step, y, x, activation, request)
+        select
+            denoised.image_id,
+            denoised.step,
+            denoised.y,
+            denoised.x,
+            denoised.activation,
+            requests.request
+        from {{ denoised }} as denoised
+        inner join {{ network_relation(network ~ '_requests') }} as requests
+            using (image_id)
+        on conflict do nothing;
+        return true;
+    end
 {%- endmacro %}
 
 
@@ -69,4 +72,10 @@
 {% macro ddpm_pace(seconds, steps, places, steps_left) -%}
     {%- set left = (seconds / steps * steps_left) | round | int -%}
     {{- '%.2f s a step, %d:%02d left' | format(seconds / steps, left // 60, left % 60) -}}
+{%- endmacro %}
+
+
+{#- A SELECT of (n, example): images with an error; such a row stops the run. -#}
+{% macro ddpm_problems(network) -%}
+    select 0 as n, null::text as example
 {%- endmacro %}

@@ -145,7 +145,7 @@ select
     typed.*,
     md5(concat_ws(
         '/',
-        obj_description('"{{ checkpoint }}"'::regnamespace, 'pg_namespace'),
+        {{ checkpoint_digest(checkpoint) | indent(8) }},
         scheduler, num_inference_steps, eta, seed
     ))::uuid as request
 from typed
