@@ -750,6 +750,7 @@ def unet2d(config: dict, name: str) -> Network:
             f"user_relation(var('{name}_requests', none))",
             f"var('{name}_options', {{}})",
             scheduler,
+            hyperparameters,
             f"var('{name}_checkpoint', '{name}')",
         ),
         "The images of the run with their options, one row an image. A column of "
@@ -1155,6 +1156,8 @@ REQUEST_COLUMNS = [
     ),
     column("seed", "bigint", "Same seed and options: same image."),
     column("request", "uuid", "A digest of all that decides the image."),
+    column("error", "text", "Why it cannot be drawn; NULL where it can."),
+    column("batch", "integer", "The batch that it is in; they run one by one."),
 ]
 NOISE_SCHEDULE_COLUMNS = [
     column("timestep", "integer", "0 is the least noise."),
