@@ -131,8 +131,14 @@ texts as materialized (
     where error is null and not is_given
 ),
 
-encoded as (
-    {{ byte_pair_encode('texts', vocabulary, merges) }}
+encoded as materialized (
+    select
+        sequence_id,
+        array_agg(token_id order by position) as ids
+    from (
+        {{ byte_pair_encode('texts', vocabulary, merges) | indent(8) }}
+    ) as token
+    group by sequence_id
 ),
 
 tokenized as materialized (
@@ -145,6 +151,7 @@ tokenized as materialized (
             else token.ids
         end as token_ids
     from checked
+    left join encoded using (sequence_id)
     cross join lateral (
         select case
             when checked.error is not null then null
@@ -154,12 +161,7 @@ tokenized as materialized (
                     with ordinality as given (element, i)
                 order by i
             )
-            else array(
-                select encoded.token_id
-                from encoded
-                where encoded.sequence_id = checked.sequence_id
-                order by encoded.position
-            )
+            else coalesce(encoded.ids, '{}')
         end as ids
     ) as token
     where {{ db_function('check_input') }}(
