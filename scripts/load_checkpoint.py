@@ -779,6 +779,8 @@ def load(
             cursor.execute("set local idle_in_transaction_session_timeout = 0")
             # to start a worker takes longer than it saves on an index of the keys
             cursor.execute("set local max_parallel_maintenance_workers = 0")
+            # statistics of 3,000 rows do: plans depend on the tables' sizes alone
+            cursor.execute("set local default_statistics_target = 10")
             # one load of a name at a time; the second one replaces the first
             cursor.execute(
                 "select pg_advisory_xact_lock(hashtext('dbt_nn'), hashtext(%s))", [name]
