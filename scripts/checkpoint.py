@@ -16,8 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +39,8 @@ MAX_TOKENIZER_BYTES = 64 * MIB
 MAX_SHARDS = 1000
 # What one read of weights may hold in memory, as float32.
 BLOCK_BYTES = 64 * MIB
+# Blocks of a quarter of that in memory at once, to be hashed.
+HASHED_BLOCKS = 4
 # The most dimensions of a pgvector `vector`, and the longest Postgres name.
 MAX_VECTOR = 16_000
 MAX_IDENTIFIER = 63
@@ -1768,7 +1773,12 @@ def _check_weights(
         digest.update(json.dumps(checkpoint.scheduler, sort_keys=True).encode())
     for tensor in stored:
         digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}".encode())
-        for first, values in tensor.blocks():
+    # a digest of each block, on all cores, and then of those
+    parts: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for tensor, first, values in (
+            (each, *block) for each in stored for block in each.blocks()
+        ):
             finite = np.isfinite(values)
             if not finite.all():
                 at = int(np.argmin(finite))
@@ -1778,6 +1788,10 @@ def _check_weights(
                     f"{index}. A network with it can't compute anything: use a "
                     "checkpoint whose training did not diverge, or fetch it again."
                 )
-            digest.update(values)
+            parts.append(pool.submit(hashlib.sha256, values))
+            if len(parts) > HASHED_BLOCKS:
+                digest.update(parts.popleft().result().digest())
             step(len(values) * DTYPE_BYTES[tensor.dtype])
+        for part in parts:
+            digest.update(part.result().digest())
     return digest.hexdigest()

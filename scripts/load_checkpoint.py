@@ -34,11 +34,14 @@ import math
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psycopg2
@@ -69,6 +72,8 @@ from checkpoint import (
 # Floats of one row: 1,920 of them and the row's other columns fit a page of
 # 8 KiB, so that no weight is ever toasted.
 CHUNK = 1920
+# Blocks of about 1 MiB that are packed while the server takes earlier ones.
+AHEAD = 32
 # Two vectors of this size, a norm's row, fit a page as well.
 PLAIN_NORM = 1000
 MARK = "dbt_nn checkpoint: "
@@ -82,6 +87,7 @@ MINIMUM_SERVER = 160_000
 # others' statement that is cancelled.
 LOCK_TRY_MS = 500
 LOCK_PATIENCE_S = 120
+Item = TypeVar("Item")
 
 # What a Hub snapshot is made of here: never pickles.
 # `*` matches `/` too, so a pipeline's folders come along.
@@ -439,6 +445,31 @@ def norm_blocks(norm: Norm, checkpoint: Checkpoint, step: Progress) -> Iterator[
     yield TRAILER
 
 
+def module_blocks(checkpoint: Checkpoint, step: Progress) -> Iterator[bytes | None]:
+    """Pack the modules that are tables, one after the other, None after each."""
+    for module in checkpoint.modules:
+        if isinstance(module, Matrix):
+            yield from matrix_blocks(module, checkpoint, step)
+        elif isinstance(module, Norm):
+            yield from norm_blocks(module, checkpoint, step)
+        else:
+            continue
+        yield None
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield the same items, while a thread makes the next AHEAD of them."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = deque(pool.submit(next, items, end) for _ in range(AHEAD))
+        try:
+            while (item := coming.popleft().result()) is not end:
+                coming.append(pool.submit(next, items, end))
+                yield item
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 # --- Writing ------------------------------------------------------------------
 
 
@@ -506,7 +537,9 @@ class Writer:
             )
         )
 
-    def module(self, module: Module, checkpoint: Checkpoint, step: Progress) -> None:
+    def module(
+        self, module: Module, checkpoint: Checkpoint, blocks: Iterable[bytes]
+    ) -> None:
         """Create and fill a module's table or view."""
         if isinstance(module, Alias):
             view = sql.Identifier(self.schema, module.relation)
@@ -527,7 +560,7 @@ class Writer:
                 f"weight {{vector}} {plain} not null, bias {{vector}} {plain} not null",
                 None,
                 f"norm, {module.size} wide; from {source} {list(origin.shape)}",
-                norm_blocks(module, checkpoint, step),
+                blocks,
                 binary=True,
             )
             return
@@ -545,7 +578,7 @@ class Writer:
             f"{kind}, {module.inputs} -> {module.outputs}, "
             f"{len(chunks(module.inputs))} chunk(s); "
             f"from {source} {list(origin.shape)}{part}",
-            matrix_blocks(module, checkpoint, step),
+            blocks,
             binary=True,
         )
 
@@ -744,6 +777,10 @@ def load(
             cursor.execute("set local search_path = pg_catalog")
             cursor.execute("set local statement_timeout = 0")
             cursor.execute("set local idle_in_transaction_session_timeout = 0")
+            # to start a worker takes longer than it saves on an index of the keys
+            cursor.execute("set local max_parallel_maintenance_workers = 0")
+            # statistics of 3,000 rows do: plans depend on the tables' sizes alone
+            cursor.execute("set local default_statistics_target = 10")
             # one load of a name at a time; the second one replaces the first
             cursor.execute(
                 "select pg_advisory_xact_lock(hashtext('dbt_nn'), hashtext(%s))", [name]
@@ -759,8 +796,12 @@ def load(
             )
             writer = Writer(cursor, building, vector_schema)
             writer.fixed(checkpoint)
-            for module in checkpoint.modules:
-                writer.module(module, checkpoint, step or (lambda _: None))
+            packed = module_blocks(checkpoint, step or (lambda _: None))
+            with contextlib.closing(ahead(packed)) as blocks:
+                for module in checkpoint.modules:
+                    # up to the None that ends the module's table
+                    table = iter(partial(next, blocks), None)
+                    writer.module(module, checkpoint, table)
             if exists:
                 drop_checkpoint(cursor, name, dependents=drop_dependents)
             cursor.execute(

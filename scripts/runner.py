@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import yaml
 from dbt.cli.main import dbtRunner
@@ -41,13 +42,14 @@ def parse_options(texts: list[str]) -> dict[str, object]:
     return dict(parse_option(text) for text in texts)
 
 
-def dbt(*arguments: str, thinned: bool = False) -> int:
+def dbt(*arguments: str, thinned: bool = False, project: Path = PROJECT) -> int:
     """Run dbt in the project; show print(), errors and a progress bar only.
 
     Args:
         arguments: of the command line.
         thinned: of a loop's lines that print() makes, the newest takes the place
             of the one before on a terminal; elsewhere one in a while is printed.
+        project: its folder.
 
     Returns:
         dbt's exit code.
@@ -96,7 +98,7 @@ def dbt(*arguments: str, thinned: bool = False) -> int:
             flags.append("--no-use-colors")
         folder = [
             "--project-dir",
-            str(PROJECT),
+            str(project),
             "--profiles-dir",
             str(profiles_path().parent),
         ]
