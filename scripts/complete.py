@@ -2,9 +2,10 @@
 
     python scripts/complete.py "It is a truth" temperature=0.8 top_k=40 seed=7
 
-writes the prompt into the table <schema>.command_line_prompts, runs dbt on it
-and prints the completion. The options are those of gpt2_prompts, with their
-names in transformers.
+writes the prompt into a table, runs dbt on it and prints the completion. All is
+in schemas of its own, dbt_nn_prompt and dbt_nn_prompt_gpt2 if the profile's is
+dbt_nn: the completions of your own table stay as they are. The options are those
+of gpt2_prompts, with their names in transformers.
 """
 
 from __future__ import annotations
@@ -15,10 +16,17 @@ import os
 
 from psycopg2 import sql
 
-from database import DatabaseError, connect, run_command, settings
+from database import PROJECT, DatabaseError, connect, run_command, settings
 from runner import dbt, parse_options
 
 TABLE = "command_line_prompts"
+
+
+def use_own_schema() -> None:
+    """Run dbt in schemas for the command line, and parse for them apart."""
+    schema = f"{settings()['schema']}_prompt"
+    os.environ["DBT_NN_SCHEMA"] = schema
+    os.environ.setdefault("DBT_TARGET_PATH", str(PROJECT / "target" / "prompt"))
 
 
 def write_prompt(prompt: str) -> str:
@@ -40,11 +48,13 @@ def write_prompt(prompt: str) -> str:
     return f"{schema}.{TABLE}"
 
 
-def read_completions() -> list[tuple[str, str, str]]:
-    """The rows (prompt, completion, finish_reason) of gpt2_completions."""
+def read_completions() -> list[tuple[str, str | None, str | None, str | None]]:
+    """The rows (prompt, completion, finish_reason, error) of gpt2_completions."""
     table = sql.Identifier(settings()["schema"], "gpt2_completions")
     with connect() as connection, connection.cursor() as cursor:
-        query = "select prompt, completion, finish_reason from {} order by prompt_id"
+        query = (
+            "select prompt, completion, finish_reason, error from {} order by prompt_id"
+        )
         cursor.execute(sql.SQL(query).format(table))
         rows = cursor.fetchall()
     connection.close()
@@ -81,6 +91,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.prompt is None:
         parser.error('no prompt: make gpt2 PROMPT="It is a truth"')
+    use_own_schema()
     variables = {
         "gpt2_options": parse_options(arguments.options),
         "gpt2_prompts": write_prompt(arguments.prompt),
@@ -89,8 +100,10 @@ def main() -> int:
         variables["gpt2_checkpoint"] = arguments.checkpoint
     code = run_gpt2(variables)
     if code == 0:
-        for prompt, completion, finish_reason in read_completions():
-            print(f"\n{prompt}{completion}\n\n(finish_reason: {finish_reason})")
+        [(_, completion, finish_reason, error)] = read_completions()
+        if error:
+            raise DatabaseError(f"the prompt: {error}")
+        print(f"\n{arguments.prompt}{completion}\n\n(finish_reason: {finish_reason})")
     return code
 
 

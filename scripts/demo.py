@@ -42,9 +42,9 @@ def write() -> int:
     print("dbt run --select gpt2: 12 blocks, one dbt model a layer\n", flush=True)
     code = run_gpt2(VARIABLES)
     if code == 0:
-        for prompt, completion, _ in read_completions():
+        for prompt, completion, _, error in read_completions():
             print()
-            for paragraph in f"{prompt}{completion}".split("\n\n"):
+            for paragraph in f"{prompt}{completion or error}".split("\n\n"):
                 print(textwrap.fill(paragraph, 79))
     return code
 

@@ -121,7 +121,11 @@ class Network:
 
     def meta(self, place: list[str] | None = None) -> dict:
         """What the materializations read."""
-        meta: dict = {"network": self.name, "place": [*(place or self.place)]}
+        meta: dict = {
+            "network": self.name,
+            "family": self.family,
+            "place": [*(place or self.place)],
+        }
         if self.history:
             meta["history"] = self.history
         return meta
@@ -236,6 +240,7 @@ def gpt2(config: dict, name: str) -> Network:
     net = Network(name, "gpt2", ["sequence_id", "position"])
     ref, source = net.ref, net.source
     hyperparameters = source("config")
+    prompts = f"user_relation(var('{name}_prompts', 'prompts'))"
 
     net.add_tensor("config", "Hyper-parameters: (parameter, value) of config.json.")
     net.add_tensor("vocabulary", "Tokens: (token_id, token as bytes, special).")
@@ -247,37 +252,46 @@ def gpt2(config: dict, name: str) -> Network:
         "prompts",
         call(
             "gpt2_prompts",
-            f"user_relation(var('{name}_prompts', 'prompts'))",
+            prompts,
             f"var('{name}_options', {{}})",
+            f"var('{name}_checkpoint', '{name}')",
+            source("vocabulary"),
+            source("merges"),
             hyperparameters,
+            earlier="this if is_incremental() else none",
         ),
-        "The prompts of the run with their generation options, one row a "
-        "sequence. A column of the prompts relation that is named like an "
-        f"option overrides the var {name}_options for its row.",
+        "The prompts with their generation options, one row a sequence: those that "
+        "are complete, and those that are to be. A column of the prompts relation "
+        f"that is named like an option overrides the var {name}_options for its row.",
         {
-            "materialized": "table",
+            "materialized": "incremental",
+            "unique_key": "prompt_id",
+            "indexes": [
+                {"columns": ["prompt_id"], "unique": True},
+                {"columns": ["sequence_id"], "unique": True},
+                {"columns": ["batch"]},
+            ],
             "meta": {"network": name},
-            "pre_hook": net.check_checkpoint(),
+            "pre_hook": [
+                net.check_checkpoint(),
+                f"{{{{ check_prompt_ids(this, {prompts}) }}}}",
+            ],
+            "post_hook": f"{{{{ forget_withdrawn_prompts(this, {prompts}) }}}}",
         },
         columns=PROMPT_COLUMNS,
     )
     net.add_model(
         "tokens",
-        call(
-            "gpt2_tokens",
-            ref("prompts"),
-            source("vocabulary"),
-            source("merges"),
-            hyperparameters,
-        ),
-        "Every token of every sequence, [places]: those of the prompt at step "
-        "0, then one a sequence at each step of the loop, which appends here.",
+        call("gpt2_tokens", ref("prompts")),
+        "Every token of the current batch's sequences, [places]: those of the prompt "
+        "at step 0, then one a sequence at each step of the loop, which appends here.",
         {
             "materialized": "table",
             "meta": {"network": name},
             "post_hook": [
                 "alter table {{ this }} add primary key (sequence_id, position)",
                 "create index on {{ this }} (step)",
+                f"{{{{ resume_tokens(this, '{name}') }}}}",
             ],
         },
         columns=TOKEN_COLUMNS,
@@ -413,18 +427,13 @@ def gpt2(config: dict, name: str) -> Network:
             ref("tokens"),
             source("vocabulary"),
         ),
-        "How likely the network finds each token of the prompts after those before "
-        "it, from the one forward pass that reads them.",
-        {"materialized": "table", "meta": {"network": name}},
+        "How likely the network finds each token of a prompt after those before it, "
+        "from the one forward pass that reads them: of prompts with prompt_logprobs.",
+        {
+            "materialized": "layer",
+            "meta": net.meta() | {"history": "all_batches"},
+        },
         columns=TOKEN_SCORE_COLUMNS,
-    )
-    net.add_model(
-        "scores",
-        call("gpt2_scores", ref("token_scores"), ref("prompts")),
-        "How likely the network finds each prompt: log-likelihood and perplexity. "
-        f"`dbt run --select +{name}_scores` makes what it needs, without generation.",
-        {"materialized": "view", "meta": {"network": name}},
-        columns=SCORE_COLUMNS,
     )
     net.add_model(
         "completion_tokens",
@@ -440,11 +449,7 @@ def gpt2(config: dict, name: str) -> Network:
         "rank, and the five likeliest tokens. This model owns the loop.",
         {
             "materialized": "generation",
-            "meta": {
-                "network": name,
-                "family": "gpt2",
-                "place": net.place,
-            },
+            "meta": net.meta(),
         },
         columns=COMPLETION_TOKEN_COLUMNS,
         data_tests=[
@@ -472,11 +477,16 @@ def gpt2(config: dict, name: str) -> Network:
             "gpt2_completions",
             ref("completion_tokens"),
             ref("prompts"),
-            ref("tokens"),
+            earlier="this if is_incremental() else none",
         ),
         "One row a prompt: the completion, why it ended (finish_reason is "
-        "eos_token, stop_sequence or length), token counts and seed.",
-        {"materialized": "table", "meta": {"network": name}},
+        "eos_token, stop_sequence or length), token counts, and what made it. A row "
+        "stays until its prompt, its options or the checkpoint change.",
+        {
+            "materialized": "incremental",
+            "unique_key": "prompt_id",
+            "meta": {"network": name},
+        },
         columns=completion_columns(net),
         data_tests=[
             net.test(
@@ -490,6 +500,28 @@ def gpt2(config: dict, name: str) -> Network:
             )
         ],
     )
+    # after the loop, which reads all texts
+    net.add_model(
+        "scores",
+        "-- after {{ "
+        + ref("completion_tokens")
+        + " }}, whose loop reads the texts\n"
+        + call(
+            "gpt2_scores",
+            ref("token_scores"),
+            ref("prompts"),
+            earlier="this if is_incremental() else none",
+        ),
+        "How likely the network finds each prompt: log-likelihood and perplexity. Of "
+        "prompts with prompt_logprobs, which is on where max_new_tokens is 0: no "
+        "generation, one forward pass.",
+        {
+            "materialized": "incremental",
+            "unique_key": "prompt_id",
+            "meta": {"network": name},
+        },
+        columns=SCORE_COLUMNS,
+    )
     return net
 
 
@@ -497,7 +529,8 @@ PROMPT_COLUMNS = [
     column(
         "sequence_id",
         "integer",
-        "Names the sequence in every layer: 1, 2, … in the order of prompt_id.",
+        "Names the sequence in every layer: 1, 2, … in the order of prompt_id, and "
+        "on from there for later and changed prompts.",
     ),
     column(
         "prompt_id",
@@ -505,9 +538,7 @@ PROMPT_COLUMNS = [
         "As in the prompts relation, and of its type: names the prompt.",
     ),
     column("prompt", "text", "The prompt's text; NULL where it is given as token ids."),
-    column(
-        "prompt_token_ids", "integer[]", "The prompt as token ids, if it is so given."
-    ),
+    column("prompt_token_ids", "integer[]", "The prompt's tokens."),
     column(
         "do_sample",
         "boolean",
@@ -535,7 +566,22 @@ PROMPT_COLUMNS = [
         "those below; 1 for none.",
     ),
     column("seed", "bigint", "Same seed, prompt and options: same text."),
+    column(
+        "prompt_logprobs",
+        "boolean",
+        "Whether the prompt's own tokens are scored, see the scores.",
+    ),
     column("stop_strings", "text[]", "Texts that end the sequence when they appear."),
+    column(
+        "request",
+        "uuid",
+        "Digest of prompt, options and checkpoint: where it changes, the prompt is "
+        "completed anew.",
+    ),
+    column("error", "text", "Why it cannot be completed; NULL where it can."),
+    column("checkpoint", "text", "Schema of the checkpoint that completes it."),
+    column("batch", "integer", "The batch that it is in; they run one by one."),
+    column("finished_at", "timestamp with time zone", "When its batch was complete."),
 ]
 
 TOKEN_COLUMNS = [
@@ -553,6 +599,7 @@ COMPLETION_TOKEN_COLUMNS = [
         "position", "integer", "Place in the sequence, from 0 and after its prompt."
     ),
     column("prompt_id", None, "As in the prompts relation, and of its type."),
+    column("request", "uuid", "Digest of what decides it, as in the prompts."),
     column("token_id", "integer", "The token, as in the checkpoint's vocabulary."),
     column("token", "bytea", "Its bytes; a character may be split over tokens."),
     column(
@@ -578,8 +625,10 @@ COMPLETION_TOKEN_COLUMNS = [
 
 
 TOKEN_SCORE_COLUMNS = [
-    column("prompt_id", None, "As in the prompts relation, and of its type."),
+    column("sequence_id", "integer", "The sequence, as in the prompts."),
     column("position", "integer", "The token's place in the prompt; never 0."),
+    column("prompt_id", None, "As in the prompts relation, and of its type."),
+    column("request", "uuid", "Digest of what decides it, as in the prompts."),
     column("token_id", "integer", "The token, as in the checkpoint's vocabulary."),
     column("token", "bytea", "Its bytes."),
     column("piece", "text", "The same as text, where it is a whole character."),
@@ -588,11 +637,14 @@ TOKEN_SCORE_COLUMNS = [
 SCORE_COLUMNS = [
     column("prompt_id", None, "As in the prompts relation, and of its type."),
     column("prompt", "text", "The prompt's text; NULL where it is given as token ids."),
+    column("error", "text", "Why it cannot be scored; NULL where it can."),
     column("tokens", "integer", "How many tokens are scored: all but the first."),
     column("logprob", "double precision", "Natural logarithm of their probability."),
     column(
         "perplexity", "double precision", "exp of the mean negative logprob a token."
     ),
+    column("checkpoint", "text", "Schema of the checkpoint that scored it."),
+    column("finished_at", "timestamp with time zone", "When it was scored."),
 ]
 
 
@@ -612,16 +664,15 @@ def completion_columns(net: Network) -> list[dict]:
         column(
             "completion",
             "text",
-            "The text after the prompt, without an end-of-text token.",
-            net.test("completions", "completion_not_null", "not_null"),
+            "The text after the prompt, without an end-of-text token; NULL with an "
+            "error.",
         ),
         column(
             "finish_reason",
             "text",
             "Why the text ends: eos_token (the network wrote end-of-text), "
             "stop_sequence (one of stop_strings appeared) or length (max_new_tokens "
-            "or the context is used up).",
-            net.test("completions", "finish_reason_not_null", "not_null"),
+            "or the context is used up); NULL with an error.",
             net.test(
                 "completions",
                 "finish_reason_known",
@@ -629,6 +680,7 @@ def completion_columns(net: Network) -> list[dict]:
                 values=["eos_token", "stop_sequence", "length"],
             ),
         ),
+        column("error", "text", "Why there is no completion; NULL where there is."),
         column("prompt_tokens", "integer", "How many tokens the prompt has."),
         column(
             "completion_tokens",
@@ -636,6 +688,9 @@ def completion_columns(net: Network) -> list[dict]:
             "How many tokens were generated, an end-of-text token among them.",
         ),
         column("seed", "bigint", "The seed that drew the tokens."),
+        column("options", "jsonb", "All generation options that made it."),
+        column("checkpoint", "text", "Schema of the checkpoint that made it."),
+        column("finished_at", "timestamp with time zone", "When it was complete."),
     ]
 
 
@@ -695,6 +750,7 @@ def unet2d(config: dict, name: str) -> Network:
             f"user_relation(var('{name}_requests', none))",
             f"var('{name}_options', {{}})",
             scheduler,
+            hyperparameters,
             f"var('{name}_checkpoint', '{name}')",
         ),
         "The images of the run with their options, one row an image. A column of "
@@ -1046,7 +1102,7 @@ def unet2d(config: dict, name: str) -> Network:
         ),
         "The newest sample of each image, a step less noisy, and the picture that "
         "the network predicts from there. This model owns the loop.",
-        {"materialized": "generation", "meta": net.meta() | {"family": "ddpm"}},
+        {"materialized": "generation", "meta": net.meta()},
         columns=DENOISED_COLUMNS,
     )
     net.add_model(
@@ -1100,6 +1156,8 @@ REQUEST_COLUMNS = [
     ),
     column("seed", "bigint", "Same seed and options: same image."),
     column("request", "uuid", "A digest of all that decides the image."),
+    column("error", "text", "Why it cannot be drawn; NULL where it can."),
+    column("batch", "integer", "The batch that it is in; they run one by one."),
 ]
 NOISE_SCHEDULE_COLUMNS = [
     column("timestep", "integer", "0 is the least noise."),

@@ -20,46 +20,79 @@
 {%- endmacro %}
 
 
-{#- The statement that makes the denoised samples the next frontier. -#}
+{#- The body of a function that makes the denoised samples the next frontier. -#}
 {% macro ddpm_advance(denoised, network) -%}
-    insert into {{ network_relation(network ~ '_samples') }}
-        (image_id, step, y, x, activation, request)
-    select
-        denoised.image_id,
-        denoised.step,
-        denoised.y,
-        denoised.x,
-        denoised.activation,
-        requests.request
-    from {{ denoised }} as denoised
-    inner join {{ network_relation(network ~ '_requests') }} as requests
-        using (image_id)
-    on conflict do nothing
+    begin
+        insert into {{ network_relation(network ~ '_samples') }}
+            (image_id, step, y, x, activation, request)
+        select
+            denoised.image_id,
+            denoised.step,
+            denoised.y,
+            denoised.x,
+            denoised.activation,
+            requests.request
+        from {{ denoised }} as denoised
+        inner join {{ network_relation(network ~ '_requests') }} as requests
+            using (image_id)
+        on conflict do nothing;
+        return true;
+    end
 {%- endmacro %}
 
 
 {#-
     A SELECT of one row (steps, places, news): how many steps are still to be
-    made, the images at the frontier, and what the newest step brought.
+    made, of this batch and the later ones, the images at the frontier, and what
+    the newest step brought.
 -#}
 {% macro ddpm_progress(denoised, network) -%}
     select
-        coalesce(max(requests.num_inference_steps - newest.step), 0)::integer as steps,
-        count(*)::integer as places,
+        (
+            coalesce(max(requests.num_inference_steps - newest.step), 0)
+            + coalesce(max(later.steps), 0)
+        )::integer as steps,
+        count(newest.image_id)::integer as places,
         format(
             'step %s of %s, timestep %s%s',
             min(newest.step),
             min(requests.num_inference_steps),
             min(timesteps.timestep),
             case when count(*) > 1 then format(', %s images', count(*)) else '' end
-        ) as news
+        ) || case
+            when max(later.images) > 0
+                then format(', images that wait: %s', max(later.images))
+            else ''
+        end as news
     from (
+        select
+            sum(batch.steps) as steps,
+            sum(batch.images) as images
+        from (
+            select
+                max(requests.num_inference_steps - newest.step) as steps,
+                count(*) as images
+            from {{ network_relation(network ~ '_requests') }} as requests
+            cross join lateral (
+                select max(samples.step) as step
+                from {{ network_relation(network ~ '_samples') }} as samples
+                where samples.image_id = requests.image_id
+            ) as newest
+            where newest.step < requests.num_inference_steps
+                and not exists (
+                    select from {{ denoised }} as denoised
+                    where denoised.image_id = requests.image_id
+                )
+            group by requests.batch
+        ) as batch
+    ) as later
+    left join (
         select distinct image_id, step
         from {{ denoised }}
-    ) as newest
-    inner join {{ network_relation(network ~ '_requests') }} as requests
-        using (image_id)
-    inner join {{ network_relation(network ~ '_timesteps') }} as timesteps
+    ) as newest on true
+    left join {{ network_relation(network ~ '_requests') }} as requests
+        on newest.image_id = requests.image_id
+    left join {{ network_relation(network ~ '_timesteps') }} as timesteps
         on newest.image_id = timesteps.image_id
         and newest.step = timesteps.step + 1
 {%- endmacro %}
@@ -69,4 +102,14 @@
 {% macro ddpm_pace(seconds, steps, places, steps_left) -%}
     {%- set left = (seconds / steps * steps_left) | round | int -%}
     {{- '%.2f s a step, %d:%02d left' | format(seconds / steps, left // 60, left % 60) -}}
+{%- endmacro %}
+
+
+{#- A SELECT of (n, example): the images that have an error. -#}
+{% macro ddpm_problems(network) -%}
+    select
+        count(*) as n,
+        min(format('image_id %s: %s', requests.image_id, requests.error)) as example
+    from {{ network_relation(network ~ '_requests') }} as requests
+    where requests.error is not null
 {%- endmacro %}

@@ -7,16 +7,21 @@
     options     dict of options for all images; batch_size images are drawn
                 where no relation is given
     scheduler   the checkpoint's scheduler
+    config      the checkpoint's config
     checkpoint  its schema
-    -> (image_id, scheduler, num_inference_steps, eta, seed, request)
+    -> (image_id, scheduler, num_inference_steps, eta, seed, request, error,
+       batch)
 
     Image n of a run has the seed `seed + n - 1` unless its row says otherwise,
     so that each image of a batch can be drawn again alone. `request` is a digest
-    of all that decides the image, the checkpoint included.
-    Bad input raises an error that names the image, before anything of an
-    earlier run is replaced.
+    of all that decides the image, the checkpoint included. A batch is of images
+    with about as many steps, so many as fit the memory.
+
+    A row that cannot be drawn says why in `error`, and has no options. What
+    concerns all rows (an option of all, an image_id that is no whole number or
+    there twice) raises an error, before anything of an earlier run is replaced.
 -#}
-{% macro ddpm_requests(requests, options, scheduler, checkpoint) -%}
+{% macro ddpm_requests(requests, options, scheduler, config, checkpoint) -%}
     {%- for name in options if name not in image_options() -%}
         {{ exceptions.raise_compiler_error(
             "unknown image option '" ~ name ~ "'; known are "
@@ -32,8 +37,8 @@ checked_options as materialized (
     select options
     from options
     where {{ db_function('check_input') }}(
-        'ddpm_options: ' || case
-            {{ image_option_problems(['batch_size']) }}
+        'the image options: ' || case
+            {{ image_option_problems(image_options()) }}
         end
     )
 ),
@@ -109,14 +114,9 @@ completed as materialized (
 ),
 
 checked as materialized (
-    select completed.*
-    from completed
-    where {{ db_function('check_input') }}(
-        format('image_id %s: ', image_id) || case
-            when image_id is null then 'image_id is NULL'
-            when not pg_input_is_valid(image_id, 'integer')
-                then 'image_id must be a whole number'
-            when namesakes > 1 then format('is there %s times', namesakes)
+    select
+        completed.*,
+        case
             {{ image_option_problems(image_options().keys() | reject('eq', 'batch_size') | list) }}
             when (options ->> 'num_inference_steps')::integer > trained_steps
                 then format(
@@ -126,29 +126,100 @@ checked as materialized (
                 )
             when options ->> 'scheduler' = 'ddpm' and options ? 'eta'
                 then 'eta is an option of the ddim scheduler, not of ddpm'
+        end as error
+    from completed
+    where {{ db_function('check_input') }}(
+        format('image_id %s: ', image_id) || case
+            when image_id is null then 'image_id is NULL'
+            when not pg_input_is_valid(image_id, 'integer')
+                then 'image_id must be a whole number'
+            when namesakes > 1 then format('is there %s times', namesakes)
         end
     )
+),
+
+{# of a row with an error none: its own may not have their types #}
+accepted as materialized (
+    select
+        checked.*,
+        case when error is null then options else '{}' end as valid_options
+    from checked
+    {%- if not requests %}
+    where {{ db_function('check_input') }}('the image options: ' || error)
+    {%- endif %}
 ),
 
 typed as (
     select
         image_id::integer as image_id,
-        options ->> 'scheduler' as scheduler,
-        (options ->> 'num_inference_steps')::integer as num_inference_steps,
-        coalesce((options ->> 'eta')::float8, 0) as eta,
-        (options ->> 'seed')::bigint
-        + case when fields ? 'seed' then 0 else number - 1 end as seed
-    from checked
+        valid_options ->> 'scheduler' as scheduler,
+        (valid_options ->> 'num_inference_steps')::integer as num_inference_steps,
+        case
+            when error is null then coalesce((valid_options ->> 'eta')::float8, 0)
+        end as eta,
+        (valid_options ->> 'seed')::bigint
+        + case when fields ? 'seed' then 0 else number - 1 end as seed,
+        error
+    from accepted
 )
 
 select
-    typed.*,
+    typed.image_id,
+    typed.scheduler,
+    typed.num_inference_steps,
+    typed.eta,
+    typed.seed,
     md5(concat_ws(
         '/',
-        obj_description('"{{ checkpoint }}"'::regnamespace, 'pg_namespace'),
+        {{ checkpoint_digest(checkpoint) | indent(8) }},
         scheduler, num_inference_steps, eta, seed
-    ))::uuid as request
+    ))::uuid as request,
+    typed.error,
+    case
+        when typed.error is null then ceil(
+            row_number() over (
+                partition by typed.error is null
+                order by typed.num_inference_steps, typed.image_id
+            )::float8 / greatest(1, floor(
+                {{ batch_memory(checkpoint) }} / {{ ddpm_bytes_per_image(config) }}
+            ))
+        )
+    end::integer as batch
 from typed
+{%- endmacro %}
+
+
+{#-
+    What all layers keep of an image, in bytes, roughly: at each level of the UNet
+    its activations of c channels, in ResNets, attention and skip connections, with
+    a quarter of each page free and 80 bytes for a row and its key.
+-#}
+{% macro ddpm_bytes_per_image(config) -%}
+(
+    select sum(
+        size.height * size.width / 4 ^ (level.number - 1)
+        * (5 * level.channels::integer + 80)
+        * (
+            (5 + attention.layers) * block.resnets
+            + (8 + attention.layers) * (block.resnets + 1) + 3
+        )
+    )
+    from (
+        select {{ hyperparameter(config, 'layers_per_block') }} as resnets
+    ) as block
+    cross join ({{ ddpm_sample_size(config) | indent(4) }}) as size
+    cross join jsonb_array_elements_text(
+        {{ hyperparameter(config, 'block_out_channels', 'jsonb') | indent(8) }}
+    ) with ordinality as level (channels, number)
+    cross join lateral (
+        select case
+            when {{ hyperparameter(config, 'down_block_types', 'jsonb') | indent(12) }}
+                ->> (level.number - 1)::integer like 'Attn%'
+                then 6
+            else 0
+        end as layers
+    ) as attention
+)
 {%- endmacro %}
 
 

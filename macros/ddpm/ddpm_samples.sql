@@ -17,13 +17,32 @@ select
     y,
     x,
     {{ db_function('gaussian_noise') }}(
-        requests.seed, 0, y, x, size.channels
+        requests.seed, 0, y, x, channels.n
     ) as activation,
     requests.request
 from {{ requests }} as requests
 cross join (
+    {{ ddpm_sample_size(config) }}
+) as size
+cross join (
+    select {{ hyperparameter(config, 'in_channels') }} as n
+) as channels
+cross join generate_series(0, size.height - 1) as y
+cross join generate_series(0, size.width - 1) as x
+where requests.error is null
+{%- if samples %}
+    and not exists (
+        select from {{ samples }} as samples
+        where samples.image_id = requests.image_id
+    )
+{%- endif %}
+order by requests.image_id, y, x
+{%- endmacro %}
+
+
+{#- A SELECT of the (height, width) that the network was trained for. -#}
+{% macro ddpm_sample_size(config) -%}
     select
-        {{ hyperparameter(config, 'in_channels') }} as channels,
         case jsonb_typeof(sample_size)
             when 'array' then sample_size[0]::integer
             else sample_size::integer
@@ -35,16 +54,6 @@ cross join (
     from (
         select {{ hyperparameter(config, 'sample_size', 'jsonb') }} as sample_size
     ) as config
-) as size
-cross join generate_series(0, size.height - 1) as y
-cross join generate_series(0, size.width - 1) as x
-{%- if samples %}
-where not exists (
-    select from {{ samples }} as samples
-    where samples.image_id = requests.image_id
-)
-{%- endif %}
-order by requests.image_id, y, x
 {%- endmacro %}
 
 
@@ -60,9 +69,9 @@ order by requests.image_id, y, x
 
 
 {#-
-    The samples that the network denoises now: those of each image's newest
-    step, while any image has steps left; else those of everyone's last step,
-    so that finished images can be looked at layer by layer.
+    The samples that the network denoises now: those of the newest step of each
+    image of the first batch that has steps left; where none has, those of the
+    last batch's last step, so that they can be looked at layer by layer.
 
     samples     relation made by ddpm_samples()
     requests    relation made by ddpm_requests()
@@ -75,22 +84,30 @@ order by requests.image_id, y, x
 with newest as (
     select
         requests.image_id,
+        requests.batch,
         requests.num_inference_steps as steps,
         (
             select max(samples.step) from {{ samples }} as samples
             where samples.image_id = requests.image_id
         ) as step
     from {{ requests }} as requests
+    where requests.error is null
+),
+
+current as (
+    select
+        coalesce(min(batch) filter (where step < steps), max(batch)) as batch,
+        bool_or(step < steps) as has_steps
+    from newest
 ),
 
 active as (
     select
-        image_id,
-        least(step, steps - 1) as step
+        newest.image_id,
+        least(newest.step, newest.steps - 1) as step
     from newest
-    where step < steps or not exists (
-        select from newest as other where other.step < other.steps
-    )
+    inner join current using (batch)
+    where newest.step < newest.steps or not current.has_steps
 )
 
 select

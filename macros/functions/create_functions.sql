@@ -12,6 +12,15 @@
 
     create schema if not exists {{ target.schema }};
 
+    {#
+        What the rows of each layer were made of, see fingerprint() in layer.sql.
+        Unlogged as the layers are: a crash of the server empties both.
+    #}
+    create unlogged table if not exists {{ db_function('fingerprints') }} (
+        relation text primary key,
+        fingerprint text not null
+    );
+
     create or replace aggregate {{ db_function('vector_sum') }} (vector) (
         sfunc = vector_add, stype = vector, parallel = safe
     );

@@ -1,29 +1,57 @@
 {#-
     The completions, one row a prompt.
 
-    samples   relation made by gpt2_sample(), prompts and tokens likewise
-    -> (prompt_id, prompt, completion, finish_reason, prompt_tokens,
-       completion_tokens, seed)
+    samples   relation made by gpt2_sample(), prompts likewise
+    earlier   the table itself where it is there already: only what is finished
+              since is given
+    -> (prompt_id, prompt, completion, finish_reason, error, prompt_tokens,
+       completion_tokens, seed, options, checkpoint, finished_at)
 
     The completion is decoded from the bytes of all its tokens, since a
     character can be split over two; the end-of-text token is counted and not
-    shown.
+    shown. Of a row with an error there is none.
 -#}
-{% macro gpt2_completions(samples, prompts, tokens) -%}
+{% macro gpt2_completions(samples, prompts, earlier=none) -%}
 select
     prompts.prompt_id,
     prompts.prompt,
-    coalesce(string_agg(samples.piece, '' order by samples.position), '') as completion,
-    coalesce(max(samples.finish_reason), 'length') as finish_reason,
-    (
-        select count(*)
-        from {{ tokens }} as tokens
-        where tokens.sequence_id = prompts.sequence_id and tokens.step = 0
-    )::integer as prompt_tokens,
-    count(samples.token_id)::integer as completion_tokens,
-    prompts.seed
+    case when prompts.error is null then generated.text end as completion,
+    case
+        when prompts.error is null then coalesce(generated.finish_reason, 'length')
+    end as finish_reason,
+    prompts.error,
+    cardinality(prompts.prompt_token_ids) as prompt_tokens,
+    generated.n as completion_tokens,
+    prompts.seed,
+    jsonb_build_object(
+        {%- for name in generation_options() %}
+        '{{ name }}', prompts.{{ name }}{{ ',' if not loop.last }}
+        {%- endfor %}
+    ) as options,
+    prompts.checkpoint,
+    prompts.finished_at
 from {{ prompts }} as prompts
-left join {{ samples }} as samples using (sequence_id)
-group by prompts.sequence_id, prompts.prompt_id, prompts.prompt, prompts.seed
+cross join lateral (
+    select
+        coalesce(string_agg(samples.piece, '' order by samples.position), '') as text,
+        max(samples.finish_reason) as finish_reason,
+        count(*)::integer as n
+    from {{ samples }} as samples
+    where samples.sequence_id = prompts.sequence_id
+) as generated
+where {{ is_finished_since('prompts', earlier) }}
 order by prompts.sequence_id
+{%- endmacro %}
+
+
+{#- A condition: the prompt is finished, and `earlier` has it not. -#}
+{% macro is_finished_since(prompts, earlier) -%}
+{{ prompts }}.finished_at is not null
+    {%- if earlier %}
+    and not exists (
+        select from {{ earlier }} as earlier
+        where earlier.prompt_id = {{ prompts }}.prompt_id
+            and earlier.finished_at = {{ prompts }}.finished_at
+    )
+    {%- endif %}
 {%- endmacro %}

@@ -4,13 +4,14 @@
     setting dbt_nn.all_places).
 
     tokens   relation made by gpt2_tokens()
-    -> (sequence_id, position, token_id)
+    -> (sequence_id, position, token_id, step)
 -#}
 {% macro gpt2_frontier(tokens) -%}
 select
     sequence_id,
     position,
-    token_id
+    token_id,
+    step
 from {{ tokens }}
 where step >= case
     when current_setting('dbt_nn.all_places', true) = 'true' then 0

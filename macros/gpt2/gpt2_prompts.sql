@@ -1,40 +1,106 @@
 {#-
-    The prompts of a run with their generation options, one row a sequence.
+    The prompts with their generation options, one row a sequence: what the
+    network has to complete, and what it has completed.
 
-    prompts   relation: prompt_id, and prompt or prompt_token_ids; a column
-              named like an option (see generation_options) sets it for the row
-    options   dict of options for all rows
-    config    the checkpoint's config
-    -> (sequence_id, prompt_id, prompt, prompt_token_ids, the options)
+    prompts     relation: prompt_id, and prompt or prompt_token_ids; a column
+                named like an option (see generation_options) sets it for the row
+    options     dict of options for all rows
+    checkpoint  its schema
+    vocabulary, merges, config   of the checkpoint
+    earlier     the table itself where it is there already: of a prompt that is
+                unchanged no row is given
+    -> (sequence_id, prompt_id, prompt, prompt_token_ids, the options, checkpoint,
+       request, error, batch, finished_at)
 
-    Everything in a prompt is literal text. Bad input raises an error that
-    names the prompt, before anything of an earlier run is replaced.
+    Everything in a prompt is literal text; an empty one is read as the
+    checkpoint's bos token, as transformers' generate() does. `request` is a
+    digest of all that decides the completion, the checkpoint included.
+
+    A row that cannot be completed says why in `error`. What concerns all rows
+    (an option of all, a prompt_id that is NULL or there twice, a checkpoint
+    without a tokenizer) raises an error, before anything of an earlier run is
+    replaced.
 -#}
-{% macro gpt2_prompts(prompts, options, config) -%}
+{% macro gpt2_prompts(
+    prompts, options, checkpoint, vocabulary, merges, config, earlier=none
+) -%}
     {%- for name in options if name not in generation_options() -%}
         {{ exceptions.raise_compiler_error(
             "unknown generation option '" ~ name ~ "'; known are "
             ~ generation_options() | join(', ')
         ) }}
     {%- endfor -%}
-with prompts as (
+with options as materialized (
+    select jsonb_strip_nulls({{ json_literal(options) }}) as options
+),
+
+checked_options as materialized (
+    select options
+    from options
+    where {{ db_function('check_input') }}(
+        'the generation options: ' || case
+            {{ generation_option_problems() | indent(8) }}
+        end
+    )
+),
+
+prompts as (
     select
-        row_number() over (order by prompts.prompt_id) as sequence_id,
         prompts.prompt_id,
         to_jsonb(prompts) as fields,
-        jsonb_strip_nulls({{ json_literal(options) }})
-            || jsonb_strip_nulls(to_jsonb(prompts)) as options,
         count(*) over (partition by prompts.prompt_id) as namesakes
     from {{ prompts }} as prompts
 ),
 
-checked as materialized (
-    select prompts.*
+requested as materialized (
+    select
+        prompts.prompt_id,
+        prompts.fields,
+        checked_options.options || (
+            select coalesce(jsonb_object_agg(field.key, field.value), '{}')
+            from jsonb_each(jsonb_strip_nulls(prompts.fields)) as field
+            where field.key in (
+                {%- for name in generation_options() %}
+                '{{ name }}'{{ ',' if not loop.last }}
+                {%- endfor %}
+            )
+        ) as options
     from prompts
+    cross join checked_options
     where {{ db_function('check_input') }}(
-        format('prompt_id %s: ', prompt_id) || case
+        'the relation of prompts: ' || case
             when prompt_id is null then 'prompt_id is NULL'
-            when namesakes > 1 then format('is there %s times', namesakes)
+            when namesakes > 1
+                then format('prompt_id %s is there %s times', prompt_id, namesakes)
+            when not fields ?| array['prompt', 'prompt_token_ids']
+                then 'has neither a column prompt nor a column prompt_token_ids'
+        end
+    )
+),
+
+digested as (
+    select
+        requested.*,
+        md5(concat_ws(
+            '/',
+            {{ checkpoint_digest(checkpoint) }},
+            fields -> 'prompt',
+            fields -> 'prompt_token_ids',
+            options
+        ))::uuid as request
+    from requested
+),
+
+checked as materialized (
+    select
+        {%- if earlier %}
+        (select coalesce(max(sequence_id), 0) from {{ earlier }}) +
+        {%- endif %}
+        row_number() over (order by prompt_id) as sequence_id,
+        digested.*,
+        jsonb_typeof(fields -> 'prompt_token_ids') is not distinct from 'array'
+            as is_given,
+        case
             when fields ->> 'prompt' is null
                 and jsonb_typeof(fields -> 'prompt_token_ids') is distinct from 'array'
                 then 'has neither a prompt nor an array prompt_token_ids'
@@ -47,56 +113,225 @@ checked as materialized (
                     'prompt_token_ids must be token ids, not %s',
                     fields -> 'prompt_token_ids'
                 )
-            {%- for name, option in generation_options().items() if option.type != 'jsonb' %}
-            when not pg_input_is_valid(options ->> '{{ name }}', '{{ option.type }}')
-                then format('{{ name }} must be {{ option.must_be }}, not %s', options -> '{{ name }}')
-            {%- if option.valid %}
-            when not ({{ option.valid | replace('{}', "(options ->> '" ~ name ~ "')::" ~ option.type) }})
-                then format('{{ name }} must be {{ option.must_be }}, not %s', options -> '{{ name }}')
-            {%- endif %}
-            {%- endfor %}
-            when jsonb_typeof(options -> 'stop_strings') not in ('array', 'string')
-                or jsonb_path_exists(
-                    options -> 'stop_strings', '$[*] ? (@.type() != "string" || @ == "")'
-                )
+            {{ generation_option_problems() | indent(8) }}
+        end as error
+    from digested
+    {%- if earlier %}
+    where not exists (
+        select from {{ earlier }} as earlier
+        where earlier.prompt_id = digested.prompt_id
+            and earlier.request = digested.request
+    )
+    {%- endif %}
+),
+
+texts as materialized (
+    select sequence_id, fields ->> 'prompt' as prompt
+    from checked
+    where error is null and not is_given
+),
+
+encoded as (
+    {{ byte_pair_encode('texts', vocabulary, merges) }}
+),
+
+tokenized as materialized (
+    select
+        checked.*,
+        case
+            when checked.error is not null then null
+            when token.ids = '{}'
+                then array[{{ hyperparameter(config, 'bos_token_id') }}]
+            else token.ids
+        end as token_ids
+    from checked
+    cross join lateral (
+        select case
+            when checked.error is not null then null
+            when checked.is_given then array(
+                select element::integer
+                from jsonb_array_elements_text(checked.fields -> 'prompt_token_ids')
+                    with ordinality as given (element, i)
+                order by i
+            )
+            else array(
+                select encoded.token_id
+                from encoded
+                where encoded.sequence_id = checked.sequence_id
+                order by encoded.position
+            )
+        end as ids
+    ) as token
+    where {{ db_function('check_input') }}(
+        case
+            when checked.error is null
+                and not checked.is_given
+                and checked.fields ->> 'prompt' <> ''
+                and token.ids = '{}'
                 then format(
-                    'stop_strings must be a text or an array of texts, none empty, not %s',
-                    options -> 'stop_strings'
+                    'prompt_id %s: the checkpoint has no tokenizer: give '
+                    'prompt_token_ids instead of a prompt', checked.prompt_id
                 )
         end
     )
+),
+
+bounded as (
+    select
+        tokenized.*,
+        coalesce(
+            error,
+            case
+                when cardinality(token_ids) > {{ hyperparameter(config, 'n_positions') }}
+                    then format(
+                        'the prompt has %s tokens, more than the context of %s '
+                        '(n_positions): shorten it',
+                        cardinality(token_ids),
+                        {{ hyperparameter(config, 'n_positions') }}
+                    )
+                when unknown.token_id is not null
+                    then format(
+                        'token id %s is not in the vocabulary of %s',
+                        unknown.token_id, {{ hyperparameter(config, 'vocab_size') }}
+                    )
+            end
+        ) as problem
+    from tokenized
+    cross join lateral (
+        select max(token_id) as token_id
+        from unnest(tokenized.token_ids) as token_id
+        where token_id < 0
+            or token_id >= {{ hyperparameter(config, 'vocab_size') }}
+    ) as unknown
+),
+
+{# of a row with an error the defaults: its own may not have their types #}
+accepted as materialized (
+    select
+        bounded.*,
+        case when problem is null then bounded.options else '{}' end as valid_options
+    from bounded
+),
+
+typed as (
+    select
+        sequence_id::integer as sequence_id,
+        prompt_id,
+        fields ->> 'prompt' as prompt,
+        token_ids as prompt_token_ids,
+        coalesce(
+            (valid_options ->> 'do_sample')::boolean,
+            valid_options ?| array['temperature', 'top_k', 'top_p', 'min_p']
+        ) as do_sample,
+        {%- for name, option in generation_options().items()
+            if name not in ('do_sample', 'prompt_logprobs', 'stop_strings') %}
+        coalesce(
+            (valid_options ->> '{{ name }}')::{{ option.type }}, {{ option.default }}
+        ) as {{ name }},
+        {%- endfor %}
+        coalesce(
+            (valid_options ->> 'prompt_logprobs')::boolean,
+            (valid_options ->> 'max_new_tokens')::integer = 0,
+            false
+        ) as prompt_logprobs,
+        case
+            when jsonb_typeof(valid_options -> 'stop_strings') = 'string'
+                then array[valid_options ->> 'stop_strings']
+            else array(
+                select jsonb_array_elements_text(valid_options -> 'stop_strings')
+            )
+        end as stop_strings,
+        request,
+        problem as error
+    from accepted
+),
+
+filled as (
+    select
+        typed.*,
+        ceil({{ gpt2_batches_filled(config, checkpoint) | indent(8) }}) as batches_filled
+    from typed
 )
 
 select
-    sequence_id::integer as sequence_id,
-    prompt_id,
-    fields ->> 'prompt' as prompt,
-    case
-        when jsonb_typeof(fields -> 'prompt_token_ids') = 'array' then array(
-            select element::integer
-            from jsonb_array_elements_text(fields -> 'prompt_token_ids')
-                with ordinality as token (element, i)
-            order by i
-        )
-    end as prompt_token_ids,
-    coalesce(
-        (options ->> 'do_sample')::boolean,
-        options ?| array['temperature', 'top_k', 'top_p', 'min_p']
-    ) as do_sample,
-    {%- for name, option in generation_options().items()
-        if name not in ('do_sample', 'stop_strings') %}
-    coalesce(
-        (options ->> '{{ name }}')::{{ option.type }}, {{ option.default }}
-    ) as {{ name }},
+    {%- for name in ['sequence_id', 'prompt_id', 'prompt', 'prompt_token_ids']
+        + generation_options() | list + ['request', 'error'] %}
+    {{ name }},
     {%- endfor %}
+    '{{ checkpoint }}' as checkpoint,
     case
-        when jsonb_typeof(options -> 'stop_strings') = 'string'
-            then array[options ->> 'stop_strings']
-        else array(
-            select jsonb_array_elements_text(options -> 'stop_strings')
+        when error is null then (
+            dense_rank() over (order by batches_filled)
+            {%- if earlier %}
+            + (select coalesce(max(batch), 0) from {{ earlier }})
+            {%- endif %}
+        )::integer
+    end as batch,
+    case when error is not null then now() end as finished_at
+from filled
+{%- endmacro %}
+
+
+{#- Branches of a CASE: what is wrong with the jsonb `options`. -#}
+{% macro generation_option_problems() -%}
+{%- for name, option in generation_options().items() if option.type != 'jsonb' %}
+    when not pg_input_is_valid(options ->> '{{ name }}', '{{ option.type }}')
+        then format('{{ name }} must be {{ option.must_be }}, not %s', options -> '{{ name }}')
+    {%- if option.valid %}
+    when not ({{ option.valid | replace('{}', "(options ->> '" ~ name ~ "')::" ~ option.type) }})
+        then format('{{ name }} must be {{ option.must_be }}, not %s', options -> '{{ name }}')
+    {%- endif %}
+{%- endfor %}
+    when jsonb_typeof(options -> 'stop_strings') not in ('array', 'string')
+        or jsonb_path_exists(
+            options -> 'stop_strings', '$[*] ? (@.type() != "string" || @ == "")'
         )
-    end as stop_strings
-from checked
+        then format(
+            'stop_strings must be a text or an array of texts, none empty, not %s',
+            options -> 'stop_strings'
+        )
+{%- endmacro %}
+
+
+{#-
+    A statement that stops the run where the keys of a relation of prompts cannot
+    be compared with those of earlier runs.
+-#}
+{% macro check_prompt_ids(table, prompts) -%}
+    {%- if execute and not should_full_refresh() %}
+    select {{ db_function('check_input') }}(
+        format(
+            'prompt_id of {{ prompts }} is of type %s, and of earlier runs in '
+            '{{ table }} %s: choose another schema (DBT_NN_SCHEMA), or begin anew '
+            'with --full-refresh',
+            given.type, known.type
+        )
+    )
+    from (
+        select atttypid::regtype as type
+        from pg_attribute
+        where attrelid = to_regclass('{{ prompts }}') and attname = 'prompt_id'
+    ) as given
+    cross join (
+        select atttypid::regtype as type
+        from pg_attribute
+        where attrelid = to_regclass('{{ table }}') and attname = 'prompt_id'
+    ) as known
+    where (select typcategory from pg_type where oid = given.type)
+        <> (select typcategory from pg_type where oid = known.type)
+    {%- endif %}
+{%- endmacro %}
+
+
+{#- A statement that forgets prompts which were withdrawn before they were
+    complete. -#}
+{% macro forget_withdrawn_prompts(table, prompts) -%}
+    delete from {{ table }} as earlier
+    where earlier.finished_at is null
+        and not exists (
+            select from {{ prompts }} as prompts
+            where prompts.prompt_id = earlier.prompt_id
+        )
 {%- endmacro %}
 
 
@@ -104,7 +339,8 @@ from checked
     The generation options: their names, meanings and defaults are those of
     transformers' GenerationConfig (so top_k is 50 once sampling is on; 0 turns
     it off). do_sample need not be given: any of temperature, top_k, top_p and
-    min_p turns it on. `valid` is a condition on the value {}.
+    min_p turns it on. prompt_logprobs is vLLM's: score the prompt's own tokens;
+    it is on where max_new_tokens is 0. `valid` is a condition on the value {}.
 -#}
 {% macro generation_options() -%}
     {{ return({
@@ -137,6 +373,9 @@ from checked
         },
         'seed': {
             'type': 'bigint', 'default': 0, 'must_be': 'a whole number',
+        },
+        'prompt_logprobs': {
+            'type': 'boolean', 'default': 'null', 'must_be': 'true or false',
         },
         'stop_strings': {'type': 'jsonb'},
     }) }}

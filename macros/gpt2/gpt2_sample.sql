@@ -5,8 +5,8 @@
     prompts      relation made by gpt2_prompts(): the options
     tokens       relation made by gpt2_tokens()
     vocabulary, config   of the checkpoint
-    -> one row a token: (sequence_id, position, prompt_id, token_id, token,
-       piece, logprob, rank, alternatives, finish_reason)
+    -> one row a token: (sequence_id, position, prompt_id, request, token_id,
+       token, piece, logprob, rank, alternatives, finish_reason)
 
     Order and meaning of the options are those of transformers: repetition
     penalty on the logits, then temperature, top-k, top-p, min-p. The random
@@ -21,11 +21,7 @@ with newest as materialized (
         head.logits,
         head.position + 1 as position,
         {{ hyperparameter(config, 'n_positions') }} as context_length,
-        (
-            select head.position + 2 - count(*)
-            from {{ tokens }} as tokens
-            where tokens.sequence_id = prompts.sequence_id and tokens.step = 0
-        ) as generated
+        head.position + 2 - cardinality(prompts.prompt_token_ids) as generated
     from (
         select sequence_id, max(position) as position
         from {{ frontier() }} as frontier
@@ -152,6 +148,7 @@ select
     finished.sequence_id,
     finished.position,
     finished.prompt_id,
+    finished.request,
     finished.token_id,
     finished.token,
     {{ db_function('next_piece') }}(

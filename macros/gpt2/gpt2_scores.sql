@@ -3,11 +3,12 @@
 
     input       relation of the last layer before the vocabulary, [places, n]
     weights     [vocabulary, n]   relation: the lm_head's
-    prompts     relation made by gpt2_prompts(): the texts
+    prompts     relation made by gpt2_prompts(): the texts; those with
+                prompt_logprobs are scored
     tokens      relation made by gpt2_tokens()
     vocabulary  the checkpoint's
-    -> one row a token but the first, which nothing predicts: (prompt_id,
-       position, token_id, token, piece, logprob)
+    -> one row a token but the first, which nothing predicts: (sequence_id,
+       position, prompt_id, request, token_id, token, piece, logprob)
 
     Only the texts themselves are scored, no generated tokens. Behaves as
     log_softmax of the logits of transformers' GPT2LMHeadModel.
@@ -15,23 +16,28 @@
 {% macro gpt2_token_scores(input, weights, prompts, tokens, vocabulary) -%}
 with predictions as (
     select
+        prompts.sequence_id,
         prompts.prompt_id,
+        prompts.request,
         next_token.position,
         next_token.token_id,
         {{ matmul('x.activation', weights, as='array') }} as logits
-    from {{ input }} as x
+    from {{ at_frontier(input, 'x') }}
     inner join {{ prompts }} as prompts
         on x.sequence_id = prompts.sequence_id
     inner join {{ tokens }} as next_token
         on x.sequence_id = next_token.sequence_id
         and x.position + 1 = next_token.position
     where next_token.step = 0
+        and prompts.prompt_logprobs
     offset 0
 )
 
 select
-    predictions.prompt_id,
+    predictions.sequence_id,
     predictions.position,
+    predictions.prompt_id,
+    predictions.request,
     predictions.token_id,
     vocabulary.token,
     {{ db_function('decode_utf8') }}(vocabulary.token) as piece,
@@ -59,21 +65,35 @@ left join {{ vocabulary }} as vocabulary
 
     token_scores   relation made by gpt2_token_scores()
     prompts        relation made by gpt2_prompts(): the texts
-    -> one row a text: (prompt_id, prompt, tokens, logprob: the sum over its
-       tokens, perplexity). A text of one token has none.
+    earlier        the table itself where it is there already: only what is
+                   finished since is given
+    -> one row a text: (prompt_id, prompt, error, tokens, logprob: the sum over
+       its tokens, perplexity, checkpoint, finished_at). A text of one token has
+       no logprob.
 
     Perplexity is exp of the mean negative logprob, the exponential of the loss
     that transformers gives for labels=input_ids.
 -#}
-{% macro gpt2_scores(token_scores, prompts) -%}
+{% macro gpt2_scores(token_scores, prompts, earlier=none) -%}
 select
     prompts.prompt_id,
     prompts.prompt,
-    count(scores.logprob)::integer as tokens,
-    sum(scores.logprob) as logprob,
-    exp(-avg(scores.logprob)) as perplexity
+    prompts.error,
+    scores.tokens,
+    scores.logprob,
+    scores.perplexity,
+    prompts.checkpoint,
+    prompts.finished_at
 from {{ prompts }} as prompts
-left join {{ token_scores }} as scores
-    on prompts.prompt_id = scores.prompt_id
-group by prompts.sequence_id, prompts.prompt_id, prompts.prompt
+cross join lateral (
+    select
+        count(*)::integer as tokens,
+        sum(scores.logprob) as logprob,
+        exp(-avg(scores.logprob)) as perplexity
+    from {{ token_scores }} as scores
+    where scores.sequence_id = prompts.sequence_id
+) as scores
+where (prompts.prompt_logprobs or prompts.error is not null)
+    and {{ is_finished_since('prompts', earlier) }}
+order by prompts.sequence_id
 {%- endmacro %}

@@ -1,94 +1,71 @@
 {#-
-    The tokens of every sequence: first those of the prompts, at step 0; the
-    loop appends one a sequence at each later step.
+    The tokens of every sequence of the current batch: first those of the
+    prompts, at step 0; the loop appends one a sequence at each later step.
 
-    prompts      relation made by gpt2_prompts()
-    vocabulary, merges, config   of the checkpoint
+    prompts   relation made by gpt2_prompts()
     -> (sequence_id, position, token_id, step)
 
-    An empty prompt is read as the checkpoint's bos token, as transformers'
-    generate() does. An error names the prompt that does not fit the context.
+    The current batch is the first that is not finished, or the last one of all.
 -#}
-{% macro gpt2_tokens(prompts, vocabulary, merges, config) -%}
-with texts as (
-    select sequence_id, prompt
-    from {{ prompts }}
-    where prompt_token_ids is null
-),
-
-encoded as (
-    {{ byte_pair_encode('texts', vocabulary, merges) }}
-),
-
-given as (
-    select
-        prompts.sequence_id,
-        (token.i - 1)::integer as position,
-        token.token_id
-    from {{ prompts }} as prompts
-    cross join unnest(prompts.prompt_token_ids) with ordinality as token (token_id, i)
-),
-
-beginnings as (
-    select
-        prompts.sequence_id,
-        0 as position,
-        {{ hyperparameter(config, 'bos_token_id') }} as token_id
-    from {{ prompts }} as prompts
-    where prompts.prompt = '' and prompts.prompt_token_ids is null
-        or prompts.prompt_token_ids = '{}'
-),
-
-tokens as materialized (
-    select * from encoded
-    union all
-    select * from given
-    union all
-    select * from beginnings
-),
-
-checked as materialized (
-    select
-        prompts.sequence_id,
-        token.ids
-    from {{ prompts }} as prompts
-    left join lateral (
-        select
-            count(*) as n,
-            array_agg(tokens.token_id order by tokens.position) as ids,
-            max(tokens.token_id) filter (
-                where tokens.token_id is null
-                    or tokens.token_id < 0
-                    or tokens.token_id >= {{ hyperparameter(config, 'vocab_size') }}
-            ) as unknown_id
-        from tokens
-        where tokens.sequence_id = prompts.sequence_id
-    ) as token on true
-    where {{ db_function('check_input') }}(
-        format('prompt_id %s: ', prompts.prompt_id) || case
-            when token.n = 0
-                then 'the checkpoint has no tokenizer: give prompt_token_ids instead of a prompt'
-            when token.n > {{ hyperparameter(config, 'n_positions') }}
-                then format(
-                    'the prompt has %s tokens, more than the context of %s (n_positions): shorten it',
-                    token.n, {{ hyperparameter(config, 'n_positions') }}
-                )
-            when token.unknown_id is not null
-                then format(
-                    'token id %s is not in the vocabulary of %s',
-                    token.unknown_id, {{ hyperparameter(config, 'vocab_size') }}
-                )
-        end
-    )
-)
-
-{# From the checked prompts alone: a join with no tokens would check none. #}
+{% macro gpt2_tokens(prompts) -%}
 select
-    checked.sequence_id,
+    prompts.sequence_id,
     (token.i - 1)::integer as position,
     token.token_id,
     0 as step
-from checked
-cross join unnest(checked.ids) with ordinality as token (token_id, i)
-order by checked.sequence_id, token.i
+from {{ prompts }} as prompts
+cross join unnest(prompts.prompt_token_ids) with ordinality as token (token_id, i)
+where prompts.error is null
+    and prompts.batch = (
+        select coalesce(min(batch) filter (where finished_at is null), max(batch))
+        from {{ prompts }}
+    )
+order by prompts.sequence_id, token.i
+{%- endmacro %}
+
+
+{#-
+    The tokens that a run which was stopped has generated, and the network read:
+    all but the newest of each sequence, which the next step begins with.
+
+    prompts   relation made by gpt2_prompts()
+    tokens    relation made by gpt2_tokens()
+    samples   relation made by gpt2_sample()
+    -> as gpt2_tokens()
+-#}
+{% macro gpt2_tokens_read(prompts, tokens, samples) -%}
+select
+    samples.sequence_id,
+    samples.position,
+    samples.token_id,
+    samples.position - cardinality(prompts.prompt_token_ids) + 1 as step
+from {{ tokens }} as tokens
+inner join {{ prompts }} as prompts
+    on tokens.sequence_id = prompts.sequence_id
+inner join {{ samples }} as samples
+    on prompts.sequence_id = samples.sequence_id
+    and prompts.request = samples.request
+where tokens.position = 0 and exists (
+    select from {{ samples }} as later
+    where later.sequence_id = samples.sequence_id
+        and later.position = samples.position + 1
+)
+{%- endmacro %}
+
+
+{#- A statement that adds those tokens, if there was a run before. -#}
+{% macro resume_tokens(tokens, network) -%}
+    {%- if not should_full_refresh() %}
+    {%- set samples = network_relation(network ~ '_completion_tokens') -%}
+    do $body$
+    begin
+        if to_regclass('{{ samples }}') is not null then
+            insert into {{ tokens }} (sequence_id, position, token_id, step)
+            {{ gpt2_tokens_read(
+                network_relation(network ~ '_prompts'), tokens, samples
+            ) }};
+        end if;
+    end
+    $body$
+    {%- endif %}
 {%- endmacro %}

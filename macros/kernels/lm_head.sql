@@ -1,5 +1,5 @@
 {#-
-    Logits over the vocabulary for each sequence's newest position.
+    Logits over the vocabulary for each sequence's newest position of a step.
 
     input           [places, n]        relation of a layer
     weights         [vocabulary, n]    relation
@@ -20,9 +20,10 @@ with x as materialized (
     from {{ at_frontier(input, 'x') }}
     {%- if not all_positions %}
     where not exists (
-        select from {{ input }} as later
+        select from {{ frontier() }} as later
         where later.sequence_id = x.sequence_id
             and later.position = x.position + 1
+            and later.step = frontier.step
     )
     {%- endif %}
 )

@@ -8,21 +8,35 @@
     no sequence is left. One call a step, in one transaction that is committed
     when the step is done; no dbt work besides.
 
-    meta: network, place and history as for a layer. The network's family tells
-    the macros of the loop: <family>_check(), <family>_advance(),
-    <family>_progress() and <family>_pace().
+    Where the layers keep all steps (text), so does this table, and what it has
+    stays from run to run, unless there is --full-refresh.
+
+    meta: network, family, place and history as for a layer. The family's macros
+    of the loop: <family>_check(), <family>_forget(), <family>_advance(),
+    <family>_progress(), <family>_pace() and <family>_problems().
 -#}
 {% materialization generation, adapter='postgres' %}
     {%- set relation = this.incorporate(type='table') -%}
+    {%- set existing = load_cached_relation(this) -%}
     {%- set family = config.meta_get('family') -%}
     {%- set network = config.meta_get('network') -%}
+    {%- set refresh = should_full_refresh() or existing is none
+        or config.meta_get('history') == 'newest_step' -%}
 
     {{ run_hooks(pre_hooks) }}
     {% do run_query(context[family ~ '_check'](network)) %}
-    {{ drop_relation_if_exists(load_cached_relation(this)) }}
+    {% if refresh %}
+        {{ drop_relation_if_exists(existing) }}
+    {% endif %}
     {% call statement('create') -%}
-        {{ create_layer(relation, sql, 'table') }}
-        {{ create_step_function(relation, network, family) }}
+        {% if refresh -%}
+            {{ create_layer(relation, sql, 'table') }}
+        {%- else -%}
+            {{ forget(relation) }};
+        {%- endif %}
+        {{ create_forward_function(relation, sql) }}
+        {{ create_advance_function(relation, network, family) }}
+        {{ create_step_function(relation, network) }}
     {%- endcall %}
     {% do persist_docs(relation, model) %}
     {{ adapter.commit() }}
@@ -45,44 +59,60 @@
 {% macro run_loop(relation, network, family) -%}
     {%- set progress = context[family ~ '_progress'](relation, network) -%}
     {%- set clock = modules.datetime.datetime -%}
-    {%- set state = committed_step(forward_function(relation), progress) -%}
+    {%- set state = committed_step(forward_function(relation) ~ '(true)', progress) -%}
     {%- do print_progress(state['steps'], '', state['news']) -%}
-    {%- set loop_state = {'steps': state['steps'], 'places': 0} -%}
+    {%- set loop_state = {'steps': state['steps'], 'made': 0, 'places': 0} -%}
     {%- set started = clock.now() -%}
-    {%- for step in range(state['steps']) if loop_state.steps > 0 -%}
-        {%- set state = committed_step(step_function(relation), progress) -%}
+    {#- Jinja's loops end at 100,000. -#}
+    {%- for round in range(100000) if loop_state.steps > 0 -%}
+    {%- for step in range(100000) if loop_state.steps > 0 -%}
+        {%- set state = committed_step(step_function(relation) ~ '()', progress) -%}
         {%- do loop_state.update({
             'steps': state['steps'],
+            'made': loop_state.made + 1,
             'places': loop_state.places + state['places'],
         }) -%}
         {%- do print_progress(
             loop_state.steps,
             context[family ~ '_pace'](
                 (clock.now() - started).total_seconds(),
-                loop.index,
+                loop_state.made,
                 loop_state.places,
                 loop_state.steps,
             ),
             state['news'],
         ) -%}
     {%- endfor -%}
+    {%- endfor -%}
     {#- The last outputs are of no further step, but belong to the rest. -#}
     {%- call statement('finish', auto_begin=true) -%}
-        {{ context[family ~ '_advance'](relation, network) }}
+        select {{ advance_function(relation) }}()
     {%- endcall -%}
     {%- do adapter.commit() -%}
+    {%- do print_problems(network, family) -%}
+{%- endmacro %}
+
+
+{#- Says what could not be made, and why. -#}
+{% macro print_problems(network, family) -%}
+    {%- set problems = run_query(context[family ~ '_problems'](network)).rows[0] -%}
+    {%- if problems[0] > 0 -%}
+        {%- do print('rows with an error: %s, for example %s' | format(
+            problems[0], problems[1]
+        )) -%}
+    {%- endif -%}
 {%- endmacro %}
 
 
 {% macro print_progress(steps, rate, news) -%}
-    {%- do print('%4d left  %16s  %s' | format(steps, rate, news)) -%}
+    {%- do print('%4d left  %24s  %s' | format(steps, rate, news)) -%}
 {%- endmacro %}
 
 
-{#- Calls a function, commits, and returns the row that the query then gives. -#}
+{#- Makes the call of a function, commits, and returns the row that the query then gives. -#}
 {% macro committed_step(function, progress) -%}
     {%- call statement('step', fetch_result=true, auto_begin=true) -%}
-        select {{ function }}();
+        select {{ function }};
         {{ progress }}
     {%- endcall -%}
     {%- do adapter.commit() -%}
@@ -120,18 +150,34 @@
 {%- endmacro %}
 
 
+{#- The function that makes the newest outputs the frontier, and says whether
+    the layers begin anew. -#}
+{% macro create_advance_function(relation, network, family) -%}
+    create or replace function {{ advance_function(relation) }}()
+    returns boolean language plpgsql as $advance$
+    {{ context[family ~ '_advance'](relation, network) }}
+    $advance$;
+{%- endmacro %}
+
+
+{% macro advance_function(relation) -%}
+    {{ adapter.quote(relation.schema) }}.{{ adapter.quote(relation.identifier ~ '_advance') }}
+{%- endmacro %}
+
+
 {#- The function that makes one step: advance, run every layer, sample. -#}
-{% macro create_step_function(relation, network, family) -%}
+{% macro create_step_function(relation, network) -%}
     create or replace function {{ step_function(relation) }}()
     returns void language plpgsql as $step$
+    declare
+        anew constant boolean := {{ advance_function(relation) }}();
     begin
-        {{ context[family ~ '_advance'](relation, network) }};
         {%- for node in layers_in_order(network) %}
         perform {{ forward_function(api.Relation.create(
             schema=node.schema, identifier=node.alias
-        )) }}();
+        )) }}(anew);
         {%- endfor %}
-        perform {{ forward_function(relation) }}();
+        perform {{ forward_function(relation) }}(anew);
     end
     $step$;
 {%- endmacro %}

@@ -3,31 +3,99 @@
 
     The model's SELECT yields the rows of the frontier. The materialization
     creates the table, compiles the SELECT into a function that appends its
-    rows, and runs that once over every place that is known: the prompt. For
+    rows, and runs that once over every place that is known: the prompts. For
     each later step the network's loop (see generation.sql) calls the function
     again, so the rows that are already there serve as the KV cache.
 
+    A layer that has these places already, from the same SELECT and the same
+    layers before it, stays as it is, unless there is --full-refresh.
+
     meta (set by the generator for a network's folder):
         network   name of the network, the prefix of its models
+        family    prefix of the macros that know its frontier and its loop
         place     the columns that name a place: the primary key, without
                   which a place named twice would double at every layer
         history   'newest_step' if a step replaces the rows of the one before
-                  (images), instead of adding to them (text)
+                  (images), instead of adding to them (text); 'all_batches' for
+                  results, which the next batch does not replace
 -#}
 {% materialization layer, adapter='postgres' %}
     {%- set relation = this.incorporate(type='table') -%}
+    {%- set existing = load_cached_relation(this) -%}
+    {%- set refresh = should_full_refresh() or existing is none -%}
+    {%- set is_result = config.meta_get('history') == 'all_batches' -%}
 
     {{ run_hooks(pre_hooks) }}
-    {{ drop_relation_if_exists(load_cached_relation(this)) }}
-    {% call statement('main') -%}
-        {{ create_layer(relation, sql, 'unlogged table') }}
-        select {{ forward_function(relation) }}(all_places => true);
-    {%- endcall %}
-    {% do persist_docs(relation, model) %}
+    {% if not refresh and is_up_to_date(relation, sql) %}
+        {% call statement('main') -%}
+            select 'unchanged'
+        {%- endcall %}
+    {% else %}
+        {% if refresh or not is_result %}
+            {{ drop_relation_if_exists(existing) }}
+            {% set refresh = true %}
+        {% endif %}
+        {% call statement('main') -%}
+            {% if refresh -%}
+                {{ create_layer(relation, sql, 'table' if is_result else 'unlogged table') }}
+            {%- else -%}
+                {{ forget(relation) }};
+            {%- endif %}
+            {{ create_forward_function(relation, sql) }}
+            select {{ forward_function(relation) }}(all_places => true);
+        {%- endcall %}
+        {% do persist_docs(relation, model) %}
+    {% endif %}
     {{ run_hooks(post_hooks) }}
     {{ adapter.commit() }}
     {{ return({'relations': [relation]}) }}
 {% endmaterialization %}
+
+
+{#- A statement that drops the results of what is not asked for any more. -#}
+{% macro forget(relation) -%}
+    {{ context[config.meta_get('family') ~ '_forget'](relation, config.meta_get('network')) }}
+{%- endmacro %}
+
+
+{#- Whether a layer's rows are those that its SELECT would give: see
+    fingerprint(). -#}
+{% macro is_up_to_date(relation, sql) -%}
+    {%- if config.meta_get('history') == 'newest_step' -%}
+        {{ return(false) }}
+    {%- endif -%}
+    {{ return(run_query(
+        'select exists (select from ' ~ db_function('fingerprints')
+        ~ " where relation = '" ~ relation ~ "' and fingerprint = "
+        ~ fingerprint(sql) ~ ')'
+    ).rows[0][0]) }}
+{%- endmacro %}
+
+
+{#-
+    What decides the rows of a layer, an expression: a digest of its SELECT, of
+    the fingerprints of the layers that it reads and, for the first, of what the
+    frontier is of.
+-#}
+{% macro fingerprint(sql) -%}
+    {%- set inputs = [] -%}
+    {%- for id in model.depends_on.nodes
+        if id in graph.nodes and graph.nodes[id].config.materialized == 'layer' -%}
+        {%- do inputs.append("'" ~ graph.nodes[id].relation_name ~ "'") -%}
+    {%- endfor -%}
+md5('{{ local_md5(sql) }}' || coalesce(
+    {%- if inputs %}
+    (
+        select string_agg(fingerprint, ',' order by relation)
+        from {{ db_function('fingerprints') }}
+        where relation in ({{ inputs | join(', ') }})
+    ),
+    {%- else %}
+    {{ context[config.meta_get('family') ~ '_fingerprint'](config.meta_get('network')) }},
+    {%- endif %}
+    ''
+))
+{%- endmacro %}
 
 
 {#- The function that computes a layer's rows: `schema.name_forward`. -#}
@@ -37,12 +105,9 @@
 
 
 {#-
-    DDL of a layer's table and of its function. `kind` is 'unlogged table' for
-    activations, which can be computed again, else 'table'. A vector stays in its row as long as that
+    DDL of a layer's table. `kind` is 'unlogged table' for activations, which can
+    be computed again, else 'table'. A vector stays in its row as long as that
     fits a page (TOAST would copy it at each use), and is never compressed.
-
-    The planner settings pin what is best at every size, since plans are made
-    while the tables are still empty: ordered index scans, nested loops.
 -#}
 {% macro create_layer(relation, sql, kind) -%}
     create {{ kind }} {{ relation }} as
@@ -71,7 +136,17 @@
     alter table {{ relation }}
         add primary key ({{ config.meta_get('place') | join(', ') }});
     {%- endif %}
+{%- endmacro %}
 
+
+{#-
+    The function that appends the frontier's rows, or begins anew with all
+    places. The planner settings pin what is best at every size, since plans are
+    made while the tables are still empty: ordered index scans, nested loops.
+-#}
+{% macro create_forward_function(relation, sql) -%}
+    {%- set history = config.meta_get('history') -%}
+    {%- set is_layer = config.get('materialized') == 'layer' -%}
     create or replace function {{ forward_function(relation) }}(
         all_places boolean default false
     ) returns void language plpgsql
@@ -82,13 +157,29 @@
     set jit = off
     as $forward$
     begin
-        {%- if config.meta_get('history') == 'newest_step' %}
+        {%- if history == 'newest_step' %}
         truncate {{ relation }};
         {%- else %}
         perform set_config('dbt_nn.all_places', all_places::text, true);
+        {%- if is_layer and history != 'all_batches' %}
+        if all_places then
+            truncate {{ relation }};
+        end if;
+        {%- endif %}
         {%- endif %}
         insert into {{ relation }}
-        {{ sql }};
+        {{ sql }}
+        {%- if history == 'all_batches' or not is_layer %}
+        {# what a run that was stopped had already #}
+        on conflict do nothing
+        {%- endif %};
+        {%- if is_layer and history != 'newest_step' %}
+        if all_places then
+            insert into {{ db_function('fingerprints') }} (relation, fingerprint)
+            values ('{{ relation }}', {{ fingerprint(sql) | indent(12) }})
+            on conflict (relation) do update set fingerprint = excluded.fingerprint;
+        end if;
+        {%- endif %}
     end
     $forward$;
 {%- endmacro %}

@@ -3,5 +3,6 @@
     user_relation(var('ddpm_requests', none)),
     var('ddpm_options', {}),
     source('ddpm', 'scheduler'),
+    source('ddpm', 'config'),
     var('ddpm_checkpoint', 'ddpm'),
 ) }}

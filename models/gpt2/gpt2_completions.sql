@@ -2,5 +2,5 @@
 {{ gpt2_completions(
     ref('gpt2_completion_tokens'),
     ref('gpt2_prompts'),
-    ref('gpt2_tokens'),
+    earlier=this if is_incremental() else none,
 ) }}

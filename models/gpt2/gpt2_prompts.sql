@@ -2,5 +2,9 @@
 {{ gpt2_prompts(
     user_relation(var('gpt2_prompts', 'prompts')),
     var('gpt2_options', {}),
+    var('gpt2_checkpoint', 'gpt2'),
+    source('gpt2', 'vocabulary'),
+    source('gpt2', 'merges'),
     source('gpt2', 'config'),
+    earlier=this if is_incremental() else none,
 ) }}

@@ -2,5 +2,6 @@
     ref('unit_image_options'),
     var('unit_options', {}),
     ref('unit_scheduler'),
+    ref('unit_config'),
     'pg_catalog',
 ) }}

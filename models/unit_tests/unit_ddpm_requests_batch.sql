@@ -2,5 +2,6 @@
     none,
     var('unit_options', {}),
     ref('unit_scheduler'),
+    ref('unit_config'),
     'pg_catalog',
 ) }}

@@ -2,6 +2,9 @@ with prompts as (
     {{ gpt2_prompts(
         ref('unit_prompts'),
         var('unit_options', {}),
+        'unit',
+        ref('unit_vocabulary'),
+        ref('unit_merges'),
         ref('unit_config'),
     ) }}
 )

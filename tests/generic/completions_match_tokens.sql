@@ -16,7 +16,6 @@
 with given as (
     select
         sequence_id,
-        count(*) filter (where step = 0) as prompt_tokens,
         max(position) as last_position,
         count(*) as n
     from {{ tokens }}
@@ -41,20 +40,26 @@ joined as (
         coalesce(prompts.prompt_id, model.prompt_id) as prompt_id,
         prompts.sequence_id,
         prompts.max_new_tokens,
-        given.prompt_tokens as given,
+        cardinality(prompts.prompt_token_ids) as given,
         given.n as computed,
         given.last_position as newest,
         coalesce(generated.n, 0) as generated,
         generated.first_position,
         generated.last_position,
-        coalesce(generated.text, '') as text,
-        coalesce(generated.finish_reason, 'length') as reason,
+        case
+            when prompts.error is null then coalesce(generated.text, '')
+        end as text,
+        case
+            when prompts.error is null
+                then coalesce(generated.finish_reason, 'length')
+        end as reason,
         generated.reasons,
         model.prompt_id as completed,
         model.completion,
         model.finish_reason,
         model.prompt_tokens,
-        model.completion_tokens
+        model.completion_tokens,
+        model.error
     from {{ prompts }} as prompts
     full outer join {{ model }} as model on prompts.prompt_id = model.prompt_id
     left join given on prompts.sequence_id = given.sequence_id
@@ -98,11 +103,13 @@ cross join lateral (
         generated > 0 and last_position <> given + generated - 1,
         last_position::text, (given + generated - 1)::text
     ),
-    -- The network never reads the last token of a sequence.
+    ('an error and tokens', error is not null and generated > 0, error, null),
+    -- The network never reads the last token of a sequence; those of earlier
+    -- batches are not there.
     (
         'tokens that the network has read',
-        computed is distinct from given + greatest(generated - 1, 0)
-        or newest is distinct from computed - 1,
+        computed <> given + greatest(generated - 1, 0)
+        or newest <> computed - 1,
         computed::text, (given + greatest(generated - 1, 0))::text
     ),
     (

@@ -8,6 +8,8 @@
     logits    relation made by lm_head()
     prompts   relation made by gpt2_prompts()
 
+    Only the sequences that the logits are of: those of the current batch.
+
     Fails with a row for each token and problem: (place, token, problem, value,
     what it should be). The var tolerance_probability says how much numbers may
     differ.
@@ -26,6 +28,9 @@ with generated as (
             and model.position - 1 = head.position
     left join {{ prompts }} as prompts
         on model.sequence_id = prompts.sequence_id
+    where model.sequence_id in (
+        select others.sequence_id from {{ logits }} as others
+    )
 ),
 
 -- log p = logit - normalizer

@@ -56,6 +56,7 @@ COLUMN_TYPES = {
     "min_p": "float8",
     "repetition_penalty": "float8",
     "seed": "bigint",
+    "prompt_logprobs": "boolean",
     "stop_strings": "jsonb",
 }
 
@@ -165,13 +166,12 @@ class Gpt2:
         return ["--project-dir", str(self.project), "--vars", json.dumps(given)]
 
     def run(
-        self, select: str | None = None, *, check: bool = True, **variables: Any
+        self, *flags: str, check: bool = True, **variables: Any
     ) -> CompletedProcess[str]:
         """Run the network on the prompts that are written."""
         return self.dbt(
             "run",
-            "--select",
-            select or self.network,
+            *(flags if "--select" in flags else (*flags, "--select", self.network)),
             *self.arguments(**variables),
             env=self.environment,
             check=check,
@@ -189,11 +189,15 @@ class Gpt2:
                 env={**os.environ, **self.environment},
             )
 
-    def complete(self, rows: Iterable[Row], **variables: Any) -> dict[int, Row]:
-        """Write the prompts, run, and give the completions by prompt_id."""
+    def complete(
+        self, rows: Iterable[Row], *flags: str, **variables: Any
+    ) -> dict[int, Row]:
+        """Write the prompts, run, and give their completions by prompt_id."""
+        rows = list(rows)
+        ids = {row["prompt_id"] for row in rows}
         self.write_prompts(rows)
-        self.run(**variables)
-        return self.completions()
+        self.run(*flags, **variables)
+        return {n: row for n, row in self.completions().items() if n in ids}
 
     def completions(self) -> dict[int, Row]:
         """The rows of <network>_completions, each with its `tokens`."""
@@ -211,16 +215,11 @@ class Gpt2:
 
     def prompt_token_ids(self) -> dict[int, list[int]]:
         """The tokens of each prompt, by prompt_id."""
-        rows = self.query(f"""
-            select prompts.prompt_id,
-                array_agg(tokens.token_id order by tokens.position) as token_ids
-            from {self.schema}.{self.network}_tokens as tokens
-            inner join {self.schema}.{self.network}_prompts as prompts
-                using (sequence_id)
-            where tokens.step = 0
-            group by prompts.prompt_id
-        """)
-        return {row["prompt_id"]: row["token_ids"] for row in rows}
+        rows = self.query(
+            "select prompt_id, prompt_token_ids "
+            f"from {self.schema}.{self.network}_prompts"
+        )
+        return {row["prompt_id"]: row["prompt_token_ids"] for row in rows}
 
     def logits(self, prompt_id: int) -> torch.Tensor:
         """[positions, vocabulary], of the positions that lm_head holds."""

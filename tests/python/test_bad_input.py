@@ -14,6 +14,7 @@ from typing import Any
 import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
+from psycopg2.extras import RealDictCursor
 from transformers import GPT2Config
 
 import database
@@ -141,19 +142,17 @@ def test_prompts_of_a_seed_are_literal(
     where = ["--project-dir", str(project)]
     try:
         dbt("seed", *where, env=environment)
-        dbt("run", *where, "--select", "gpt2_prompts", "gpt2_tokens", env=environment)
+        dbt("run", *where, "--select", "gpt2_prompts", env=environment)
         found = gpt2.query("""
-            select prompts.prompt, array_agg(token_id order by position) as token_ids
-            from test_literal_seed.gpt2_prompts as prompts
-            inner join test_literal_seed.gpt2_tokens using (sequence_id)
-            group by prompts.prompt_id, prompts.prompt
-            order by prompts.prompt_id
+            select prompt, prompt_token_ids
+            from test_literal_seed.gpt2_prompts
+            order by prompt_id
         """)
     finally:
         gpt2.execute("drop schema if exists test_literal_seed cascade")
     assert [row["prompt"] for row in found] == SEED_TEXTS
     for row in found:
-        assert row["token_ids"] == reference.encode({"prompt": row["prompt"]})
+        assert row["prompt_token_ids"] == reference.encode({"prompt": row["prompt"]})
 
 
 def test_prompt_of_the_command_line_is_literal(
@@ -169,10 +168,10 @@ def test_prompt_of_the_command_line_is_literal(
         assert done.returncode == 0, done.stdout + done.stderr
         [found] = gpt2.query("""
             select prompt, completion, prompt_tokens, completion_tokens
-            from test_literal_command.gpt2_completions
+            from test_literal_command_prompt.gpt2_completions
         """)
     finally:
-        gpt2.execute("drop schema if exists test_literal_command cascade")
+        gpt2.execute("drop schema if exists test_literal_command_prompt cascade")
     row = {"prompt": prompt}
     expected = reference.generate(row, max_new_tokens=2)
     assert found["prompt"] == prompt
@@ -184,18 +183,12 @@ def test_prompt_of_the_command_line_is_literal(
 
 # --- Bad rows -----------------------------------------------------------------
 
-# A relation of prompts, and what the error has to say. The rows around it are good.
+# A row of prompts, and what its error has to say.
 BAD_ROWS: list[tuple[str, list[str]]] = [
-    ("7 as prompt_id, null::text as prompt", ["prompt_id 7", "prompt"]),
-    ("null::integer as prompt_id, 'a' as prompt", ["prompt_id is NULL"]),
-    (
-        "8 as prompt_id, 'a' as prompt union all select 8, 'b'",
-        ["prompt_id 8", "2 times"],
-    ),
-    ("7 as prompt_id, 'a' as promt", ["prompt_id 7", "prompt_token_ids"]),
-    ("7 as prompt_id, 'a' as prompt_token_ids", ["prompt_id 7", "prompt_token_ids"]),
+    ("7 as prompt_id, null::text as prompt", ["prompt"]),
+    ("7 as prompt_id, 'a' as prompt_token_ids", ["prompt_token_ids"]),
     *(
-        (f"7 as prompt_id, 'a' as prompt, {value} as {option}", ["prompt_id 7", option])
+        (f"7 as prompt_id, 'a' as prompt, {value} as {option}", [option])
         for option, values in {
             "temperature": ["0", "-1", "'hot'", "'NaN'::float8", "'inf'::float8", "''"],
             "top_p": ["0", "1.5", "-0.1", "'NaN'::float8", "'most'"],
@@ -213,7 +206,7 @@ BAD_ROWS: list[tuple[str, list[str]]] = [
         for value in values
     ),
     *(
-        (f"7 as prompt_id, {value} as prompt_token_ids", ["prompt_id 7", *message])
+        (f"7 as prompt_id, {value} as prompt_token_ids", message)
         for value, message in {
             "array[1, 99999]": ["99999", "vocabulary"],
             "array[1, -1]": ["-1", "vocabulary"],
@@ -226,19 +219,36 @@ BAD_ROWS: list[tuple[str, list[str]]] = [
     ),
     (
         "7 as prompt_id, repeat('word ', 300) as prompt",
-        ["prompt_id 7", "256", "n_positions", "tokens"],
+        ["256", "n_positions", "tokens"],
     ),
 ]  # fmt: skip
 
+# A relation that is bad as a whole: the run stops.
+BAD_RELATIONS: list[tuple[str, list[str]]] = [
+    ("null::integer as prompt_id, 'a' as prompt", ["prompt_id is NULL"]),
+    (
+        "8 as prompt_id, 'a' as prompt union all select 8, 'b'",
+        ["prompt_id 8", "2 times"],
+    ),
+    ("7 as prompt_id, 'a' as promt", ["prompt", "prompt_token_ids"]),
+]
+
 
 @pytest.fixture(scope="module")
-def compiled(gpt2: Gpt2, completions: dict[int, Row]) -> dict[str, str]:
-    """The SQL that dbt ran for the first two models."""
-    folder = gpt2.target / "compiled" / "dbt_nn" / "models" / "gpt2"
-    return {
-        name: (folder / f"gpt2_{name}.sql").read_text(encoding="utf-8")
-        for name in ("prompts", "tokens")
-    }
+def compiled(gpt2: Gpt2, completions: dict[int, Row]) -> str:
+    """The SQL that dbt ran for the first model."""
+    path = gpt2.target / "compiled/dbt_nn/models/gpt2/gpt2_prompts.sql"
+    return path.read_text(encoding="utf-8")
+
+
+def read_prompts(gpt2: Gpt2, compiled: str, rows: str) -> list[Row]:
+    """What the model makes of a relation of prompts."""
+    table = f"{gpt2.schema}.test_prompts"
+    with contextlib.closing(database.connect()) as opened:
+        cursor = opened.cursor(cursor_factory=RealDictCursor)
+        cursor.execute(f"drop table {table}; create table {table} as select {rows}")
+        cursor.execute(compiled)
+        return cursor.fetchall()
 
 
 @pytest.mark.parametrize(
@@ -246,20 +256,22 @@ def compiled(gpt2: Gpt2, completions: dict[int, Row]) -> dict[str, str]:
     BAD_ROWS,
     ids=[bad.partition("prompt_id, ")[2] for bad, _ in BAD_ROWS],
 )
-def test_bad_row(
-    gpt2: Gpt2, compiled: dict[str, str], bad: str, message: list[str]
-) -> None:
+def test_bad_row(gpt2: Gpt2, compiled: str, bad: str, message: list[str]) -> None:
+    """It says what is wrong, and is never run."""
+    [found] = read_prompts(gpt2, compiled, bad)
+    for part in message:
+        assert part in found["error"]
+    assert found["batch"] is None
+    assert found["finished_at"] is not None
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"), BAD_RELATIONS, ids=["NULL", "twice", "no prompt"]
+)
+def test_bad_relation(gpt2: Gpt2, compiled: str, bad: str, message: list[str]) -> None:
     """What the statement raises is what dbt says and fails with, as below."""
-    table = f"{gpt2.schema}.test_prompts"
-    with contextlib.closing(database.connect()) as opened, opened.cursor() as cursor:
-        cursor.execute(f"drop table {table}; create table {table} as select {bad}")
-        with pytest.raises(psycopg2.Error) as caught:
-            for name, select in compiled.items():
-                cursor.execute(f"""
-                    drop table {gpt2.schema}.gpt2_{name} cascade;
-                    create table {gpt2.schema}.gpt2_{name} as {select}
-                """)
-        opened.rollback()
+    with pytest.raises(psycopg2.Error) as caught:
+        read_prompts(gpt2, compiled, bad)
     for part in message:
         assert part in str(caught.value.diag.message_primary)
 
@@ -320,27 +332,109 @@ def test_bad_run(
     check_fails(gpt2, message, **variables)
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": None}, ["prompt_id 7", "prompt"]),
-        ({"prompt": "word " * 300}, ["prompt_id 7", "n_positions"]),
-    ],
-)
-def test_bad_prompts(
-    gpt2: Gpt2, completions: dict[int, Row], row: Row, message: list[str]
-) -> None:
-    gpt2.write_prompts([{"prompt_id": 1, "prompt": "good"}, {"prompt_id": 7, **row}])
-    check_fails(gpt2, message)
+def test_keys_of_another_type(gpt2: Gpt2, completions: dict[int, Row]) -> None:
+    gpt2.write_prompts([{"prompt_id": 1, "prompt": "good"}])
+    gpt2.execute(f"alter table {SCHEMA}.test_prompts alter prompt_id type text")
+    check_fails(gpt2, ["text", "integer", "--full-refresh", "DBT_NN_SCHEMA"])
+
+
+def test_bad_rows_beside_good_ones(gpt2: Gpt2, completions: dict[int, Row]) -> None:
+    """They get an error, the others run, and what was there stays."""
+    before = gpt2.completions()
+    bad = {207: {"prompt": None}, 208: {"prompt": "word " * 300}}
+    gpt2.write_prompts(
+        [
+            {"prompt_id": 206, "prompt": "good"},
+            *({"prompt_id": n, **row} for n, row in bad.items()),
+        ]
+    )
+    done = gpt2.run()
+    assert "rows with an error: 2, for example prompt_id 20" in done.stdout
+    after = gpt2.completions()
+    assert after[206]["error"] is None
+    assert len(after[206]["token_ids"]) == DEFAULT_NEW_TOKENS
+    assert "prompt" in after[207]["error"]
+    assert "n_positions" in after[208]["error"]
+    for n in bad:
+        assert after[n]["completion"] is after[n]["finish_reason"] is None
+        assert after[n]["token_ids"] == []
+    assert {n: row for n, row in after.items() if n not in (206, 207, 208)} == before
 
 
 def test_no_prompts(gpt2: Gpt2, completions: dict[int, Row]) -> None:
-    """A relation without rows gives one without rows."""
+    """A relation without rows changes nothing."""
+    before = gpt2.completions()
     gpt2.write_prompts([{"prompt_id": 1, "prompt": ""}])
     gpt2.execute(f"delete from {SCHEMA}.test_prompts")
     gpt2.run()
-    assert gpt2.completions() == {}
-    gpt2.complete([{"prompt_id": 1, "prompt": "a"}, {"prompt_id": 2, "prompt": "b"}])
+    assert gpt2.completions() == before
+
+
+# --- Only what is new or changed ----------------------------------------------
+
+
+def test_unchanged_rows_are_not_run_again(gpt2: Gpt2, reference: Reference) -> None:
+    """Nor are those that are withdrawn lost; a changed row has a new answer."""
+    rows = [
+        {"prompt_id": 300 + n, "prompt": f"Miss {name} was"}
+        for n, name in enumerate(["Bingley", "Lucas", "de Bourgh"])
+    ]
+    first = gpt2.complete(rows)
+    changed = [rows[0], rows[1] | {"prompt": "Mr. Collins was"}]
+    second = gpt2.complete(changed)
+    assert second[300] == first[300]
+    assert second[301]["token_ids"] == reference.generate(
+        changed[1], max_new_tokens=DEFAULT_NEW_TOKENS
+    )
+    assert gpt2.completions()[302] == first[302]
+    done = gpt2.run()
+    assert "nothing new to generate" in done.stdout
+    assert gpt2.completions()[301] == second[301]
+    # options of a row, and of all, are part of what was asked
+    longer = gpt2.complete([rows[0], changed[1] | {"max_new_tokens": 5}])
+    assert len(longer[301]["token_ids"]) == 5
+    assert longer[300] == first[300]
+    assert longer[301]["options"]["max_new_tokens"] == 5
+    assert longer[301]["checkpoint"] == "gpt2_twin"
+
+
+@pytest.mark.slow
+def test_another_checkpoint_answers_anew(
+    gpt2: Gpt2, bare_checkpoints: None, completions: dict[int, Row]
+) -> None:
+    row = {"prompt_id": 310, "prompt_token_ids": [3, 1, 4]}
+    first = gpt2.complete([row])
+    other = gpt2.complete([row], gpt2_checkpoint="test_no_tokenizer")
+    assert other[310]["checkpoint"] == "test_no_tokenizer"
+    again = gpt2.complete([row])
+    assert again[310]["token_ids"] == first[310]["token_ids"]
+    assert again[310]["finished_at"] > other[310]["finished_at"]
+
+
+@pytest.mark.slow
+def test_batches_give_what_one_batch_gives(gpt2: Gpt2) -> None:
+    """Each in its turn, the results of all stay."""
+    rows: list[Row] = [
+        {"prompt_id": 400 + n, "prompt": "She was " * (n % 3 + 1), "temperature": 0.9}
+        | {"max_new_tokens": n % 4, "seed": n}
+        for n in range(9)
+    ]
+    texts = [
+        {n: row["completion"] for n, row in gpt2.complete(rows, *flags).items()}
+        for flags in ((), ("--full-refresh",))
+    ]
+    assert texts[0] == texts[1]
+    gpt2.complete(rows, "--full-refresh", batch_memory="1MB")
+    [batches] = gpt2.query(f"""
+        select
+            count(distinct batch) as n,
+            count(*) filter (where finished_at is null) as unfinished
+        from {SCHEMA}.gpt2_prompts
+    """)
+    assert batches["unfinished"] == 0
+    assert batches["n"] > 3
+    found = {n: row["completion"] for n, row in gpt2.completions().items()}
+    assert {n: found[n] for n in texts[0]} == texts[0]
 
 
 def check_fails(gpt2: Gpt2, message: list[str], **variables: Any) -> None:
@@ -384,16 +478,22 @@ def test_interrupted_run(
     tmp_path: Path,
     kill: Any,
 ) -> None:
-    """Dbt fails; the earlier completions stay; the next run is as if nothing was."""
+    """Dbt fails; the earlier completions stay; the next run goes on from there."""
     earlier = f"select * from {SCHEMA}.gpt2_completions order by prompt_id"
     before = gpt2.query(earlier)
-    assert len(before) > 1
-    gpt2.write_prompts([LONG_ROW])
-    gpt2.execute(f"drop table {SCHEMA}.gpt2_completion_tokens")
+    assert before
+    row = LONG_ROW | {"prompt_id": 500 + (kill is kill_server)}
+    tokens = f"""
+        select position, token_id, ctid::text, xmin::text
+        from {SCHEMA}.gpt2_completion_tokens
+        where prompt_id = {row["prompt_id"]}
+        order by position
+    """
+    gpt2.write_prompts([row])
     log = tmp_path / "log"
     run = gpt2.start(log)
     try:
-        wait_for_tokens(gpt2, 5)
+        wait_for_tokens(gpt2, row, 5)
         assert run.poll() is None, log.read_text()
         kill(gpt2.connection)
         assert run.wait(timeout=120) != 0
@@ -409,22 +509,27 @@ def test_interrupted_run(
     with contextlib.closing(database.connect(autocommit=True)) as opened:
         gpt2.connection = opened
         assert gpt2.query(earlier) == before
-        # two, so that the next test has something to lose
-        again = gpt2.complete([LONG_ROW, {"prompt_id": 2, "prompt": "a"}])
-        expected = reference.generate(LONG_ROW, max_new_tokens=240)
-        assert again[1]["token_ids"] == expected
-        assert again[1]["completion"] == reference.decode(expected)
+        made = gpt2.query(tokens)
+        # a crash loses what the server had not yet written
+        assert len(made) >= 5 or kill is kill_server
+        again = gpt2.complete([row])
+        expected = reference.generate(row, max_new_tokens=240)
+        assert again[row["prompt_id"]]["token_ids"] == expected
+        assert again[row["prompt_id"]]["completion"] == reference.decode(expected)
+        assert gpt2.query(tokens)[: len(made)] == made
     gpt2.connection = database.connect(autocommit=True)
 
 
-def wait_for_tokens(gpt2: Gpt2, count: int) -> None:
+def wait_for_tokens(gpt2: Gpt2, row: Row, count: int) -> None:
     """Until so many are generated: each step is committed."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        with contextlib.suppress(psycopg2.errors.UndefinedTable):
-            table = f"{SCHEMA}.gpt2_completion_tokens"
-            [found] = gpt2.query(f"select count(*) as n from {table}")
-            if found["n"] >= count:
-                return
+        [found] = gpt2.query(
+            f"select count(*) as n from {SCHEMA}.gpt2_completion_tokens "
+            "where prompt_id = %s",
+            [row["prompt_id"]],
+        )
+        if found["n"] >= count:
+            return
         time.sleep(0.02)
     pytest.fail("no tokens came")

@@ -260,7 +260,7 @@ def test_incremental_rows_equal_a_full_computation(
     [total] = gpt2.query(f"select count(*) as places from {gpt2.schema}.gpt2_tokens")
     selections = ["gpt2_h_3_ln_1", "path:models/gpt2/layers"]
     for selection, layers in zip(selections, [["gpt2_h_3_ln_1"], LAYERS], strict=True):
-        gpt2.run(selection)
+        gpt2.run("--full-refresh", "--select", selection)
         for layer in layers:
             found = layer_differences(gpt2, layer, *LAYERS[layer])
             assert found["places"] == total["places"], layer

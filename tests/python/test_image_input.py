@@ -16,6 +16,7 @@ import psycopg2
 import pytest
 from diffusers import DDIMScheduler, DDPMScheduler
 from psycopg2.extensions import connection as Connection
+from psycopg2.extras import RealDictCursor
 
 import database
 import generate_network
@@ -110,15 +111,18 @@ def values(image_id: int, rows: list[Row]) -> list[tuple[Any, ...]]:
 
 # --- Bad rows -----------------------------------------------------------------
 
-# A relation of requests, and what the error has to say.
-BAD_ROWS: list[tuple[str, list[str]]] = [
+# A relation of requests that is bad as a whole, and what the run stops with.
+BAD_RELATIONS: list[tuple[str, list[str]]] = [
     ("null::integer as image_id", ["image_id is NULL"]),
     ("'a' as image_id", ["image_id a", "whole number"]),
     ("1.5 as image_id", ["image_id 1.5", "whole number"]),
     ("8 as image_id union all select 8", ["image_id 8", "2 times"]),
     ("8 as picture", ["image_id"]),
+]
+# A row of requests, and what its error has to say.
+BAD_ROWS: list[tuple[str, list[str]]] = [
     *(
-        (f"7 as image_id, {value} as {option}", ["image_id 7", option])
+        (f"7 as image_id, {value} as {option}", [option])
         for option, bad in {
             "num_inference_steps": [
                 "0", "-1", "1001", "2.5", "'abc'", "''", "99999999999",
@@ -129,9 +133,9 @@ BAD_ROWS: list[tuple[str, list[str]]] = [
         }.items()
         for value in bad
     ),
-    ("7 as image_id, 'ddpm' as scheduler, 0.5 as eta", ["image_id 7", "eta", "ddim"]),
+    ("7 as image_id, 'ddpm' as scheduler, 0.5 as eta", ["eta", "ddim"]),
     # the checkpoint's own scheduler is DDPM
-    ("7 as image_id, 0 as eta", ["image_id 7", "eta", "ddim"]),
+    ("7 as image_id, 0 as eta", ["eta", "ddim"]),
 ]  # fmt: skip
 
 
@@ -142,15 +146,32 @@ def compiled(ddpm: Ddpm, drawn: list[Row]) -> str:
     return (folder / f"{NETWORK}_requests.sql").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("bad", "message"), BAD_ROWS, ids=[bad for bad, _ in BAD_ROWS])
-def test_bad_row(ddpm: Ddpm, compiled: str, bad: str, message: list[str]) -> None:
-    """What the statement raises is what dbt says and fails with, as below."""
+def read_requests(compiled: str, rows: str) -> list[Row]:
+    """What the model makes of a relation of requests."""
     table = f"{SCHEMA}.test_requests"
-    with contextlib.closing(database.connect()) as opened, opened.cursor() as cursor:
-        cursor.execute(f"drop table {table}; create table {table} as select {bad}")
-        with pytest.raises(psycopg2.Error) as caught:
-            cursor.execute(f"create temporary table requests as {compiled}")
-        opened.rollback()
+    with contextlib.closing(database.connect()) as opened:
+        cursor = opened.cursor(cursor_factory=RealDictCursor)
+        cursor.execute(f"drop table {table}; create table {table} as select {rows}")
+        cursor.execute(compiled)
+        return cursor.fetchall()
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD_ROWS, ids=[bad for bad, _ in BAD_ROWS])
+def test_bad_row(compiled: str, bad: str, message: list[str]) -> None:
+    """It says what is wrong, and is never drawn."""
+    [found] = read_requests(compiled, bad)
+    for part in message:
+        assert part in found["error"]
+    assert found["batch"] is found["num_inference_steps"] is None
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"), BAD_RELATIONS, ids=[bad for bad, _ in BAD_RELATIONS]
+)
+def test_bad_relation(compiled: str, bad: str, message: list[str]) -> None:
+    """What the statement raises is what dbt says and fails with, as below."""
+    with pytest.raises(psycopg2.Error) as caught:
+        read_requests(compiled, bad)
     for part in message:
         assert part in str(caught.value.diag.message_primary)
 
@@ -176,22 +197,17 @@ BAD_OPTIONS.append(({"eta": 0.5}, ["eta", "ddim", "not of ddpm"]))
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=repr)
-def test_bad_option(
-    ddpm: Ddpm, compiled: str, options: Row, message: list[str]
-) -> None:
-    """In the same statement, compiled with other options."""
+def test_bad_option(compiled: str, options: Row, message: list[str]) -> None:
+    """In the same statement, with other options; in `error`, if the row decides."""
     assert compiled.count("'{}'::jsonb)") == 1
     select = compiled.replace("'{}'::jsonb)", f"'{json.dumps(options)}'::jsonb)")
-    with contextlib.closing(database.connect()) as opened, opened.cursor() as cursor:
-        cursor.execute(
-            f"truncate {SCHEMA}.test_requests; "
-            f"insert into {SCHEMA}.test_requests (image_id) values (1)"
-        )
-        with pytest.raises(psycopg2.Error) as caught:
-            cursor.execute(f"create temporary table requests as {select}")
-        opened.rollback()
+    try:
+        [found] = read_requests(select, "1 as image_id")
+        problem = found["error"]
+    except psycopg2.Error as error:
+        problem = error.diag.message_primary
     for part in message:
-        assert part in str(caught.value.diag.message_primary)
+        assert part in problem
 
 
 # --- Runs after runs ----------------------------------------------------------
@@ -331,9 +347,12 @@ def other_checkpoints(
         ddpm.execute(f"drop schema {name} cascade")
 
 
-BAD_ROW: Row = {"image_id": 7, "num_inference_steps": 0}
 BAD_RUNS: dict[str, tuple[Row, dict[str, Any], list[str]]] = {
-    "a row": (BAD_ROW, {}, ["image_id 7", "num_inference_steps", "0"]),
+    "an option": (
+        IMAGES[0],
+        {"small_unet_requests": None, "small_unet_options": {"eta": 0.5}},
+        ["eta", "ddim"],
+    ),
     "no checkpoint": (
         IMAGES[0],
         {"small_unet_checkpoint": "nowhere"},
@@ -372,6 +391,26 @@ def test_bad_run(
         assert part in done.stdout, done.stdout[-3000:]
     assert "Traceback" not in done.stdout
     assert written(ddpm) == before
+
+
+def test_a_bad_row_beside_good_ones(ddpm: Ddpm, drawn: list[Row]) -> None:
+    """It gets an error, the others are drawn, one batch after the other."""
+    rows = [*IMAGES, {"image_id": 77, "num_inference_steps": 0}]
+    ddpm.write_requests(rows)
+    done = ddpm.run(flags=("--full-refresh",), batch_memory="1kB")
+    assert "rows with an error: 1, for example image_id 77: num_inf" in done.stdout
+    assert "images that wait" in done.stdout
+    again = written(ddpm)
+    for image in IMAGES:
+        image_id = image["image_id"]
+        assert values(image_id, again) == values(image_id, drawn)
+    assert not of(77, again)
+    batches = ddpm.query(
+        f"select batch, error from {SCHEMA}.{NETWORK}_requests order by image_id"
+    )
+    assert sorted(row["batch"] for row in batches if not row["error"]) == [
+        n + 1 for n in range(len(IMAGES))
+    ]
 
 
 def test_options_of_a_batch(ddpm: Ddpm, drawn: list[Row]) -> None:

@@ -993,7 +993,7 @@ DAMAGE = {
     ),
     "no text": (
         "update {schema}.gpt2_completions set completion = null",
-        {"gpt2_completions_match_tokens", "gpt2_completions_completion_not_null"},
+        {"gpt2_completions_match_tokens"},
     ),
 }
 

@@ -44,11 +44,16 @@ def gpt2(
     tmp_path_factory: pytest.TempPathFactory,
     texts: list[Row],
 ) -> Iterator[Gpt2]:
-    """One forward pass over the texts, no generation."""
+    """One forward pass over the texts in two batches or more, no generation."""
     load_checkpoint(TWIN, "gpt2_twin")
     runs = Gpt2(dbt, connection, "test_scores", tmp_path_factory.mktemp("target"))
     runs.write_prompts(texts)
-    runs.run("+gpt2_scores")
+    runs.run(
+        "--select",
+        "+gpt2_scores",
+        gpt2_options={"max_new_tokens": 0},
+        batch_memory="100MB",
+    )
     yield runs
     runs.drop()
 
