@@ -704,6 +704,11 @@ def drop_checkpoint(cursor: Cursor, name: str, *, dependents: bool = False) -> N
     steps.append(sql.SQL("drop schema {}").format(schema))
     if dependents:
         steps = [sql.SQL("drop schema {} cascade").format(schema)]
+    # each session of a run shares this lock: no run reads two checkpoints
+    reading = sql.SQL(
+        "select pg_advisory_xact_lock(hashtext('dbt_nn.checkpoint'), hashtext({}))"
+    ).format(sql.Literal(name))
+    steps.insert(0, reading)
     cursor.execute("set local lock_timeout = %s", [LOCK_TRY_MS])
     deadline = time.monotonic() + LOCK_PATIENCE_S
     while True:

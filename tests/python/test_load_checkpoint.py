@@ -1346,6 +1346,29 @@ def test_in_use(
     assert load(folder).code == 0
 
 
+def test_in_use_by_run(
+    connection: Any,
+    name: str,
+    load: Callable[..., Any],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run's session keeps its checkpoint between its transactions too."""
+    load(folder)
+    monkeypatch.setattr(load_checkpoint, "LOCK_PATIENCE_S", 0.1)
+    reader = database.connect(autocommit=True)
+    execute(
+        reader,
+        "select pg_advisory_lock_shared(hashtext('dbt_nn.checkpoint'), hashtext(%s))",
+        name,
+    )
+    result = load(folder)
+    assert result.code == 1
+    assert f"The checkpoint {name} has been in use" in result.err
+    reader.close()
+    assert load(folder).code == 0
+
+
 def test_dependents(
     connection: Any, name: str, load: Callable[..., Any], folder: Path
 ) -> None:
