@@ -55,17 +55,21 @@ patches as (
     window down as (partition by image_id, x order by y)
 ),
 
-product as (
+inputs as (
     select
-        patches.image_id,
-        patches.y / {{ stride }} as y,
-        patches.x / {{ stride }} as x,
-        {{ matmul('patches.activation', weights) }} as activation
+        image_id,
+        y / {{ stride }} as y,
+        x / {{ stride }} as x,
+        activation
     from patches
     {%- if stride > 1 %}
-    where patches.y % {{ stride }} = 1 - {{ padding }}
-        and patches.x % {{ stride }} = 1 - {{ padding }}
+    where y % {{ stride }} = 1 - {{ padding }}
+        and x % {{ stride }} = 1 - {{ padding }}
     {%- endif %}
+),
+
+product as (
+    {{ matmul_rows('inputs', weights) }}
 )
 
 select
