@@ -20,9 +20,11 @@
 
 
 {% macro postgres__linear(input, weights, activation, residual) -%}
+{{ parallel_matmul(input, weights) }}
 with x as materialized (
     select {{ place('x') }}, x.activation
     from {{ at_frontier(input, 'x') }}
+    where {{ in_band('x') }}
 ),
 
 product as (

@@ -72,6 +72,12 @@
         add primary key ({{ config.meta_get('place') | join(', ') }});
     {%- endif %}
 
+    {%- set work = work_of(sql) %}
+    {%- if work %}
+
+    {{ create_band_functions(relation, sql) }}
+    {%- endif %}
+
     create or replace function {{ forward_function(relation) }}(
         all_places boolean default false
     ) returns void language plpgsql
@@ -81,11 +87,23 @@
     set enable_mergejoin = off
     set jit = off
     as $forward$
+    declare
+        bands integer := 1;
     begin
         {%- if config.meta_get('history') == 'newest_step' %}
         truncate {{ relation }};
         {%- else %}
         perform set_config('dbt_nn.all_places', all_places::text, true);
+        {%- endif %}
+        {%- if work %}
+        {#- A text's new tokens are few: counting them would take longer. #}
+        if all_places or {{ config.meta_get('history') == 'newest_step' }} then
+            bands := {{ band_count(work) }};
+        end if;
+        if bands > 1 then
+            insert into {{ relation }} select * from {{ bands_function(relation) }}(bands);
+            return;
+        end if;
         {%- endif %}
         insert into {{ relation }}
         {{ sql }};
