@@ -367,6 +367,8 @@ def server_settings(place: Place) -> dict[str, str]:
         "jit": "off",
         "max_worker_processes": str(cores + 8),
         "max_parallel_workers": str(cores),
+        # the leader is at work as well
+        "max_parallel_workers_per_gather": str(cores - 1),
         # a network is a few hundred tables with their indexes
         "max_locks_per_transaction": "512",
         # weights and activations can be made again: write as little WAL as is safe

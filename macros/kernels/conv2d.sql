@@ -35,6 +35,7 @@
 
 
 {% macro postgres__conv2d(input, weights, stride, padding, time_embedding, residual) -%}
+{{ parallel_matmul(input, weights) }}
 with in_row as (
     select
         image_id,
@@ -42,6 +43,8 @@ with in_row as (
         x,
         {{ with_neighbours('activation', 'across', 'vector_dims(activation)') }} as activation
     from {{ at_frontier(input, 'x') }}
+    where {{ row_band('y + 1', input) }} >= {{ band() }}
+        and {{ row_band('y - 1', input) }} <= {{ band() }}
     window across as (partition by image_id, y order by x)
 ),
 
@@ -55,17 +58,22 @@ patches as (
     window down as (partition by image_id, x order by y)
 ),
 
-product as (
+inputs as (
     select
-        patches.image_id,
-        patches.y / {{ stride }} as y,
-        patches.x / {{ stride }} as x,
-        {{ matmul('patches.activation', weights) }} as activation
+        image_id,
+        y / {{ stride }} as y,
+        x / {{ stride }} as x,
+        activation
     from patches
+    where {{ row_band('y', input) }} = {{ band() }}
     {%- if stride > 1 %}
-    where patches.y % {{ stride }} = 1 - {{ padding }}
-        and patches.x % {{ stride }} = 1 - {{ padding }}
+        and y % {{ stride }} = 1 - {{ padding }}
+        and x % {{ stride }} = 1 - {{ padding }}
     {%- endif %}
+),
+
+product as (
+    {{ matmul_rows('inputs', weights) }}
 )
 
 select
@@ -93,4 +101,11 @@ inner join {{ residual }} as residual using ({{ place_columns() | join(', ') }})
     coalesce(lag({{ x }}) over {{ window }}, {{ broadcast('0', n) }})
         || {{ x }}
         || coalesce(lead({{ x }}) over {{ window }}, {{ broadcast('0', n) }})
+{%- endmacro %}
+
+
+{#- The band of an image's row of places: bands are of rows side by side, since
+    each needs the row above and below it as well. -#}
+{% macro row_band(y, input) -%}
+    ({{ y }}) * {{ bands() }} / (select max(y) + 1 from {{ input }})
 {%- endmacro %}

@@ -20,6 +20,8 @@
 
 
 {% macro postgres__group_norm(input, weights, groups, epsilon, activation) -%}
+{#- An activation function takes as long as a thousand multiply-adds. -#}
+{{ parallel_work("pg_relation_size('" ~ input ~ "') / 4 * 1000") }}
 with means as materialized (
     select
         channel.image_id,
@@ -63,6 +65,7 @@ normed as (
         centered.activation * scales.scale + scales.bias as activation
     from centered
     inner join scales using (image_id)
+    where {{ in_band('centered') }}
     offset 0
 )
 

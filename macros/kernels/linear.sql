@@ -20,14 +20,15 @@
 
 
 {% macro postgres__linear(input, weights, activation, residual) -%}
+{{ parallel_matmul(input, weights) }}
 with x as materialized (
     select {{ place('x') }}, x.activation
     from {{ at_frontier(input, 'x') }}
+    where {{ in_band('x') }}
 ),
 
 product as (
-    select {{ place('x') }}, {{ matmul('x.activation', weights) }} as activation
-    from x
+    {{ matmul_rows('x', weights) }}
 )
 
 select
@@ -90,11 +91,7 @@ inner join {{ residual }} as residual
                 from (
                     select
                         chunk,
-                        subvector(
-                            {{ x }},
-                            chunk * {{ chunk_size(x) }} + 1,
-                            {{ chunk_size(x) }}
-                        ) as x
+                        {{ x_chunk(x, x) }} as x
                     from generate_series(0, {{ chunk_count(x) }} - 1) as chunk
                     offset 0
                 ) as x_chunk
@@ -117,4 +114,12 @@ inner join {{ residual }} as residual
 
 {% macro chunk_size(x) -%}
     ceil(vector_dims({{ x }}) / ceil(vector_dims({{ x }}) / 1920.0))::integer
+{%- endmacro %}
+
+
+{#- The floats of `x` in the chunk `chunk`, of as many as `like` is split in. -#}
+{% macro x_chunk(x, like) -%}
+    subvector(
+        {{ x }}, chunk * {{ chunk_size(like) }} + 1, {{ chunk_size(like) }}
+    )
 {%- endmacro %}

@@ -26,6 +26,9 @@
 
 
 {% macro postgres__spatial_attention(query, key, value, head_size) -%}
+{{ parallel_work(
+    '(select count(*) from ' ~ key ~ ") * pg_relation_size('" ~ query ~ "') * 5"
+) }}
 with heads as materialized (
     select
         image.image_id,
@@ -106,6 +109,7 @@ queries as materialized (
         * {{ broadcast('1 / sqrt(keys.size)', 'keys.size') }} as activation
     from {{ at_frontier(query, 'q') }}
     inner join keys using (image_id)
+    where {{ in_band('q') }}
 ),
 
 weights as materialized (

@@ -147,6 +147,11 @@ md5('{{ local_md5(sql) }}' || coalesce(
 {% macro create_forward_function(relation, sql) -%}
     {%- set history = config.meta_get('history') -%}
     {%- set is_layer = config.get('materialized') == 'layer' -%}
+    {%- set work = work_of(sql) -%}
+    {%- if work -%}
+    {{ create_band_functions(relation, sql) }}
+    {%- endif %}
+
     create or replace function {{ forward_function(relation) }}(
         all_places boolean default false
     ) returns void language plpgsql
@@ -156,6 +161,8 @@ md5('{{ local_md5(sql) }}' || coalesce(
     set enable_mergejoin = off
     set jit = off
     as $forward$
+    declare
+        bands integer := 1;
     begin
         {%- if history == 'newest_step' %}
         truncate {{ relation }};
@@ -167,12 +174,19 @@ md5('{{ local_md5(sql) }}' || coalesce(
         end if;
         {%- endif %}
         {%- endif %}
-        insert into {{ relation }}
-        {{ sql }}
-        {%- if history == 'all_batches' or not is_layer %}
-        {# what a run that was stopped had already #}
-        on conflict do nothing
-        {%- endif %};
+        {%- if work %}
+        {#- A text's new tokens are few: counting them would take longer. #}
+        if all_places or {{ history == 'newest_step' }} then
+            bands := {{ band_count(work) }};
+        end if;
+        if bands > 1 then
+            insert into {{ relation }} select * from {{ bands_function(relation) }}(bands);
+        else
+            {{ insert_rows(relation, sql) }}
+        end if;
+        {%- else %}
+        {{ insert_rows(relation, sql) }}
+        {%- endif %}
         {%- if is_layer and history != 'newest_step' %}
         if all_places then
             insert into {{ db_function('fingerprints') }} (relation, fingerprint)
@@ -182,4 +196,15 @@ md5('{{ local_md5(sql) }}' || coalesce(
         {%- endif %}
     end
     $forward$;
+{%- endmacro %}
+
+
+{#- The statement in it; what a run that was stopped had already made stays. -#}
+{% macro insert_rows(relation, sql) -%}
+    insert into {{ relation }}
+    {{ sql }}
+    {%- if config.get('materialized') != 'layer'
+        or config.meta_get('history') == 'all_batches' %}
+    on conflict do nothing
+    {%- endif %};
 {%- endmacro %}

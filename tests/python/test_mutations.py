@@ -124,6 +124,27 @@ MUTATIONS = [
         "linear_adds_up_chunks",
     ),
     Mutation(
+        "only the first chunk of a block's inputs",
+        "kernels/matmul_rows.sql",
+        "{{ chunk_count('x.activation[1]') }} - 1",
+        "0",
+        "linear_of_two_blocks_of_places",
+    ),
+    Mutation(
+        "only the first block of places",
+        "kernels/matmul_rows.sql",
+        "(row_number() over () - 1) / {{ places_in_block() }}",
+        "0",
+        "linear_of_two_blocks_of_places",
+    ),
+    Mutation(
+        "a block of places without the bias",
+        "kernels/matmul_rows.sql",
+        " + w.bias",
+        "",
+        "linear_of_several_places",
+    ),
+    Mutation(
         "positions counted from 1",
         "kernels/embedding.sql",
         "embedding_row(wpe, 'tokens.position')",

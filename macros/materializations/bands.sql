@@ -1,0 +1,118 @@
+{#-
+    A layer's rows, shared over the server's parallel workers.
+
+    PostgreSQL computes a correlated sub-select, which every matrix product here
+    is, in the leader of a query only, but it runs a function wherever it is
+    called. So a kernel says which rows belong to a band (in_band()) and how much
+    work the layer is (parallel_work()); the materialization compiles the same
+    SELECT into a function of the band, and lets a Parallel Append call it once
+    for each. As it stands in the model, the SELECT is the only band of one.
+
+    A row does not depend on its band: the layer is the same to the bit whatever
+    the number of workers, which may be none.
+-#}
+
+
+{#- The number of a band, from 0, and how many there are: what create_layer()
+    replaces. -#}
+{% macro band() -%}
+    /* band */ 0
+{%- endmacro %}
+
+
+{% macro bands() -%}
+    /* bands */ 1
+{%- endmacro %}
+
+
+{#- A condition: the row's place belongs to the band. Neighbours are in turn, as
+    later positions of a text have more to attend to. -#}
+{% macro in_band(alias) -%}
+    ({% for column in place_columns() -%}
+        {{ alias }}.{{ column }}{{ ' + ' if not loop.last }}
+    {%- endfor %}) % {{ bands() }} = {{ band() }}
+{%- endmacro %}
+
+
+{#-
+    A comment that heads a kernel which has bands.
+
+    work   scalar SQL expression: about how many multiply-adds
+-#}
+{% macro parallel_work(work) -%}
+    /* work: {{ work }} */
+{%- endmacro %}
+
+
+{#- The same, of weights (as in linear()) that meet every place of `input`. -#}
+{% macro parallel_matmul(input, weights) -%}
+    {{ parallel_work(
+        '(select count(*) from ' ~ at_frontier(input, 'x') ~ ')'
+        ~ " * pg_relation_size('" ~ weights ~ "') / 4"
+    ) }}
+{%- endmacro %}
+
+
+{#- That expression in a kernel's compiled SELECT; none if it has no bands. -#}
+{% macro work_of(sql) -%}
+    {%- set found = modules.re.search('/[*] work: (.*?) [*]/', sql, modules.re.DOTALL) -%}
+    {{ return(found.group(1) if found else none) }}
+{%- endmacro %}
+
+
+{#- An expression: how many processes are to share some work. The leader is one
+    beside the workers. -#}
+{% macro band_count(work) -%}
+    least(
+        current_setting('max_parallel_workers_per_gather')::integer + 1,
+        ({{ work }}) / {{ var('work_per_process') }}
+    )
+{%- endmacro %}
+
+
+{#-
+    The functions `<layer>_band(band, bands)`, a band's rows, and
+    `<layer>_bands(bands)`, those of all bands. The settings make the calls
+    parallel, and nothing within them: sums keep their order. A worker has them
+    and those of the layer's forward function.
+-#}
+{% macro create_band_functions(relation, sql) -%}
+    create or replace function {{ band_function(relation) }}(
+        band integer, bands integer
+    ) returns setof {{ relation }} language plpgsql
+    stable parallel safe
+    as $band$
+    begin
+        return query
+        {{ sql | replace(bands(), '$2') | replace(band(), '$1') }};
+    end
+    $band$;
+
+    create or replace function {{ bands_function(relation) }}(bands integer)
+    returns setof {{ relation }} language plpgsql stable
+    set parallel_setup_cost = 0
+    set parallel_tuple_cost = 0
+    set min_parallel_table_scan_size = 715827882
+    set min_parallel_index_scan_size = 715827882
+    as $bands$
+    begin
+        return query execute (
+            select string_agg(
+                format('select * from {{ band_function(relation) }}(%s, %s)', i, bands),
+                ' union all '
+            )
+            from generate_series(0, bands - 1) as i
+        );
+    end
+    $bands$;
+{%- endmacro %}
+
+
+{% macro band_function(relation) -%}
+    {{ adapter.quote(relation.schema) }}.{{ adapter.quote(relation.identifier ~ '_band') }}
+{%- endmacro %}
+
+
+{% macro bands_function(relation) -%}
+    {{ adapter.quote(relation.schema) }}.{{ adapter.quote(relation.identifier ~ '_bands') }}
+{%- endmacro %}
