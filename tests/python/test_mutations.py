@@ -85,8 +85,8 @@ MUTATIONS = [
     Mutation(
         "attention without its scale",
         "kernels/attention.sql",
-        " / sqrt(queries.size)",
-        "",
+        "1 / sqrt(x.size)",
+        "1",
         "attention_of_one_head",
     ),
     Mutation(
