@@ -11,8 +11,9 @@
     -> [places, n]      the heads side by side
 
     A sum over keys is an inner product of the attention weights with a row of
-    the transposed values; only the keys of the newest, incomplete block are
-    scaled and added one by one.
+    the transposed values; only the keys after a query's last whole block are
+    scaled and added one by one. So a place's output is the same, bit for bit,
+    whether later places are there already (prefill) or not (decoding).
 
     Vaswani et al. 2017; behaves as transformers' GPT2Attention without its
     projections.
@@ -29,22 +30,18 @@ with queries as materialized (
     select
         x.sequence_id,
         x.position,
-        x.complete_blocks,
         head.number as head,
         x.size,
         x.size * head.number + 1 as start,
-        subvector(x.activation, x.size * head.number + 1, x.size) as activation
+        (x.position + 1) / {{ attention_block() }} as blocks,
+        subvector(x.activation, x.size * head.number + 1, x.size)
+        * {{ broadcast('1 / sqrt(x.size)', 'x.size') }} as activation
     from (
         select
             x.sequence_id,
             x.position,
             x.activation,
-            vector_dims(x.activation) / {{ heads }} as size,
-            (
-                select (max(v.position) + 1) / {{ attention_block() }}
-                from {{ value }} as v
-                where v.sequence_id = x.sequence_id
-            ) as complete_blocks
+            vector_dims(x.activation) / {{ heads }} as size
         from {{ at_frontier(query, 'x') }}
         offset 0
     ) as x
@@ -55,22 +52,19 @@ with queries as materialized (
 scores as materialized (
     select
         queries.*,
-        (
-            select array_agg(
-                inner_product(
-                    subvector(k.activation, queries.start, queries.size),
-                    queries.activation
-                ) / sqrt(queries.size)
-                order by k.position
+        array(
+            select inner_product(
+                subvector(k.activation, queries.start, queries.size),
+                queries.activation
             )
             from {{ key }} as k
             where k.sequence_id = queries.sequence_id
                 and k.position <= queries.position
+            order by k.position
         ) as score
     from queries
 ),
 
-{# Cut to whole blocks, padded with zeros: no weight on what lies ahead. #}
 weights as materialized (
     select
         scores.sequence_id,
@@ -78,14 +72,8 @@ weights as materialized (
         scores.head,
         scores.size,
         scores.start,
-        least(
-            scores.complete_blocks,
-            scores.position / {{ attention_block() }} + 1
-        ) as blocks,
-        {{ softmax('scores.score') }} || {{ broadcast(
-            '0',
-            attention_block() ~ ' - scores.position % ' ~ attention_block(),
-        ) }} as weight
+        scores.blocks,
+        {{ softmax('scores.score') }} as weight
     from scores
 ),
 
@@ -99,16 +87,14 @@ outputs as materialized (
             from (
                 select
                     block.start,
-                    (
-                        select array_agg(
-                            inner_product(v.activation, block.weight)
-                            order by v.feature
-                        )
+                    array(
+                        select inner_product(v.activation, block.weight)
                         from {{ value_blocks }} as v
                         where v.sequence_id = weights.sequence_id
                             and v.block = block.start / {{ attention_block() }}
                             and v.feature >= weights.start
                             and v.feature < weights.start + weights.size
+                        order by v.feature
                     )::vector as activation
                 from (
                     select

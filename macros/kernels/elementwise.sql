@@ -13,8 +13,8 @@
 
 
 {% macro postgres__elementwise(activation, x) -%}
-    (
-        select array_agg({{ activation_function(activation, 'element.x') }})
+    array(
+        select {{ activation_function(activation, 'element.x') }}
         from (select unnest({{ x }}::real[]) as x) as element
     )::vector
 {%- endmacro %}
@@ -36,13 +36,15 @@
 
 
 {#-
-    GELU in its tanh form, x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in
-    float8: Hendrycks and Gimpel 2016; transformers' NewGELUActivation.
+    GELU in its tanh form, x/2 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715
+    x^3), in float8: Hendrycks and Gimpel 2016; transformers' NewGELUActivation.
+    (1 + tanh(u)) / 2 is 1 / (1 + exp(-2u)), and exp() is the faster one.
 -#}
 {% macro gelu_tanh(x) -%}
-    0.5 * {{ x }} * (1 + tanh(
-        sqrt(2 / pi()) * {{ x }} * (1 + 0.044715 * {{ x }}::float8 * {{ x }})
-    ))
+    {{ x }} / (1 + {{ bounded_exp(
+        'least(-sqrt(8 / pi()) * ' ~ x ~ ' * (1 + 0.044715 * ' ~ x ~ '::float8 * ' ~ x
+        ~ '), 700)'
+    ) }})
 {%- endmacro %}
 
 

@@ -28,8 +28,8 @@ with x as materialized (
     {%- endif %}
 )
 
-select
-    {{ place('x') }},
-    {{ matmul('x.activation', weights, as='array') }} as logits
-from x
+select {{ place('product') }}, product.activation as logits
+from (
+    {{ matmul_rows('x', weights, as='array') | indent }}
+) as product
 {%- endmacro %}

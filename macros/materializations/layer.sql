@@ -161,8 +161,10 @@ md5('{{ local_md5(sql) }}' || coalesce(
     set enable_mergejoin = off
     set jit = off
     as $forward$
+    {%- if work %}
     declare
         bands integer := 1;
+    {%- endif %}
     begin
         {%- if history == 'newest_step' %}
         truncate {{ relation }};

@@ -69,9 +69,10 @@ MUTATIONS = [
     Mutation(
         "GELU in its exact form",
         "kernels/elementwise.sql",
-        "tanh(\n        sqrt(2 / pi()) * {{ x }} "
-        "* (1 + 0.044715 * {{ x }}::float8 * {{ x }})\n    )",
-        "erf({{ x }} / sqrt(2))",
+        "{{ x }} / (1 + {{ bounded_exp(\n        'least(-sqrt(8 / pi()) * ' ~ x "
+        "~ ' * (1 + 0.044715 * ' ~ x ~ '::float8 * ' ~ x\n        ~ '), 700)'\n"
+        "    ) }})",
+        "0.5 * {{ x }} * (1 + erf({{ x }} / sqrt(2)))",
         "gelu_has_its_tanh_form",
     ),
     Mutation(
@@ -84,8 +85,8 @@ MUTATIONS = [
     Mutation(
         "attention without its scale",
         "kernels/attention.sql",
-        " / sqrt(queries.size)",
-        "",
+        "1 / sqrt(x.size)",
+        "1",
         "attention_of_one_head",
     ),
     Mutation(
@@ -124,25 +125,32 @@ MUTATIONS = [
         "linear_adds_up_chunks",
     ),
     Mutation(
-        "only the first chunk of a block's inputs",
-        "kernels/matmul_rows.sql",
-        "{{ chunk_count('x.activation[1]') }} - 1",
-        "0",
-        "linear_of_two_blocks_of_places",
-    ),
-    Mutation(
-        "only the first block of places",
-        "kernels/matmul_rows.sql",
-        "(row_number() over () - 1) / {{ places_in_block() }}",
-        "0",
-        "linear_of_two_blocks_of_places",
-    ),
-    Mutation(
-        "a block of places without the bias",
-        "kernels/matmul_rows.sql",
-        " + w.bias",
+        "many inputs without a bias",
+        "kernels/linear.sql",
+        " + blocks.bias",
         "",
         "linear_of_several_places",
+    ),
+    Mutation(
+        "blocks of features in another order",
+        "kernels/linear.sql",
+        "order by sums.block) as activation",
+        "order by sums.block desc) as activation",
+        "linear_of_several_places_in_blocks",
+    ),
+    Mutation(
+        "blocks that overlap",
+        "kernels/linear.sql",
+        "and feature < (block.number + 1)",
+        "and feature <= (block.number + 1)",
+        "linear_of_several_places_in_blocks",
+    ),
+    Mutation(
+        "only the first chunk of many inputs",
+        "kernels/linear.sql",
+        "group by {{ place('products') }}, products.block",
+        "where products.chunk = 0 group by {{ place('products') }}, products.block",
+        "linear_of_several_places_in_blocks",
     ),
     Mutation(
         "positions counted from 1",
