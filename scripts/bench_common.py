@@ -234,7 +234,10 @@ def read_prompts(
     named = {f"{network}_{name}": value for name, value in variables.items()}
     bench.run_dbt(network, project, **named)
     # the run has met its limit of one token: raise it, and forget that
-    cursor.execute(f"update {SCHEMA}.{network}_prompts set max_new_tokens = 1000")
+    cursor.execute(
+        f"update {SCHEMA}.{network}_prompts "
+        "set max_new_tokens = 1000, finished_at = null"
+    )
     cursor.execute(
         f"update {SCHEMA}.{network}_completion_tokens set finish_reason = null"
     )
