@@ -97,7 +97,7 @@ def layers_bytes(connection: Connection) -> int:
         "where relkind = 'r' and relnamespace = %s::regnamespace",
         (f"{SCHEMA}_gpt2",),
     )
-    return cursor.fetchone()[0]
+    return int(cursor.fetchone()[0])
 
 
 def step_memory(connection: Connection) -> int:
@@ -186,7 +186,7 @@ def layer_calls(connection: Connection, model: str) -> list[sql.Composable]:
     )
     lines = [line.strip() for line in cursor.fetchone()[0].splitlines()]
     return [
-        sql.SQL("select " + line.removeprefix("perform ").replace("()", "(true)"))
+        sql.SQL("select " + line.removeprefix("perform ").replace("(anew)", "(true)"))
         for line in lines
         if line.startswith("perform ") and f"{model}_forward" not in line
     ]
@@ -200,12 +200,6 @@ def prefill(bench: Bench, network: GPT2LMHeadModel) -> Iterator[Row]:
     read_prompts(bench, token_ids, TEXT)
     cursor = bench.connection.cursor()
     calls = layer_calls(bench.connection, "gpt2_completion_tokens")
-    cursor.execute(
-        "select string_agg(format('%%I.%%I', schemaname, tablename), ', ') "
-        "from pg_tables where schemaname = %s",
-        (f"{SCHEMA}_gpt2",),
-    )
-    empty = f"truncate {cursor.fetchone()[0]}"
 
     def ours() -> None:
         for call in calls:
@@ -214,11 +208,5 @@ def prefill(bench: Bench, network: GPT2LMHeadModel) -> Iterator[Row]:
     def theirs() -> None:
         network(token_ids, use_cache=True)
 
-    times = in_turn(
-        ours,
-        theirs,
-        max(bench.sizes.steps // 4, 1),
-        warm=1,
-        before=lambda: cursor.execute(empty),
-    )
+    times = in_turn(ours, theirs, max(bench.sizes.steps // 4, 1), warm=1)
     yield timed(f"prefill, {length:,} tokens", BESIDE, 15, times)

@@ -1,0 +1,42 @@
+"""scripts/bench.py on tiny shapes: every part runs, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+import bench
+from conftest import run_script
+from database import PROJECT
+
+
+@pytest.mark.slow
+def test_every_part_runs(
+    connection: psycopg2.extensions.connection, tmp_path: Path
+) -> None:
+    twin = PROJECT / "checkpoints" / "gpt2-twin"
+    loaded = run_script("load_checkpoint.py", str(twin), "--name", "gpt2_twin")
+    assert loaded.returncode == 0, loaded.stderr
+    out = tmp_path / "bench.json"
+    parts = list(bench.PARTS)
+    if "--dtype" not in run_script("load_checkpoint.py", "--help").stdout:
+        parts.remove("half")
+
+    done = run_script("bench.py", "--smoke", "--out", str(out), *parts)
+
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text(encoding="utf-8"))
+    for row in report["results"]:
+        assert row["ours"] > 0, row
+        assert row["theirs"] > 0, row
+        assert f"| {row['what']} | {row['beside']} |" in done.stdout
+    whats = " ".join(row["what"] for row in report["results"])
+    for word in ("loading", "decode", "growth", "prefill", "dbt run", "UNet", "scale"):
+        assert word in whats
+    assert report["machine"]["torch"] in done.stdout
+    cursor = connection.cursor()
+    cursor.execute("select nspname from pg_namespace where nspname like '%bench%'")
+    assert cursor.fetchall() == []
