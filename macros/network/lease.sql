@@ -24,7 +24,7 @@
     selected, waits for them (the var dbt_nn_wait), or stops the run. -#}
 {% macro take_leases() -%}
     {%- set networks = [] -%}
-    {%- if execute -%}
+    {%- if builds_models() -%}
         {%- do run_query(create_lease_functions()) -%}
         {%- do networks.extend(selected_networks()) -%}
     {%- endif -%}
@@ -66,6 +66,13 @@
         {%- endif -%}
         {%- do refresh_relations() -%}
     {%- endif -%}
+{%- endmacro %}
+
+
+{#- Whether the command builds models; others need no lease, and compile no
+    database. -#}
+{% macro builds_models() -%}
+    {{ return(execute and flags.WHICH in ('run', 'build')) }}
 {%- endmacro %}
 
 
@@ -192,8 +199,10 @@
 
 {#- For on-run-end. -#}
 {% macro release_leases() -%}
+    {%- if builds_models() %}
     delete from {{ db_function('network_leases') }}
     where invocation_id = '{{ invocation_id }}'
+    {%- endif -%}
 {%- endmacro %}
 
 
