@@ -437,7 +437,10 @@ def gpt2(config: dict, name: str) -> Network:
     )
     net.add_model(
         "completion_tokens",
-        call(
+        "-- after {{ "
+        + ref("token_scores")
+        + " }}, which its loop computes, too\n"
+        + call(
             "gpt2_sample",
             ref("lm_head"),
             ref("prompts"),

@@ -166,15 +166,16 @@ md5('{{ local_md5(sql) }}' || coalesce(
         bands integer := 1;
     {%- endif %}
     begin
-        {%- if history == 'newest_step' %}
-        truncate {{ relation }};
-        {%- else %}
+        {%- if history != 'newest_step' %}
         perform set_config('dbt_nn.all_places', all_places::text, true);
-        {%- if is_layer and history != 'all_batches' %}
-        if all_places then
+        {%- endif %}
+        {%- if history == 'newest_step' or is_layer and history != 'all_batches' %}
+        {#- Of an empty table, too, it searches all of the server's cache. #}
+        if {{ 'true' if history == 'newest_step' else 'all_places' }}
+            and exists (select from {{ relation }})
+        then
             truncate {{ relation }};
         end if;
-        {%- endif %}
         {%- endif %}
         {%- if work %}
         {#- A text's new tokens are few: counting them would take longer. #}

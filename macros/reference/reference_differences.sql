@@ -18,7 +18,8 @@
 -#}
 {% macro reference_differences(network, reference, outcome=none) -%}
 {%- if execute -%}
-{%- set layers = layers_in_order(network) -%}
+{%- set layers = layers_in_order(network)
+    | rejectattr('config.meta.history', 'equalto', 'all_batches') | list -%}
 {%- set by_step = layers | selectattr('config.meta.history', 'equalto', 'newest_step') | list -%}
 {%- set names = [] -%}
 {%- for node in graph.nodes.values()

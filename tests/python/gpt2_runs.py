@@ -177,11 +177,11 @@ class Gpt2:
             check=check,
         )
 
-    def start(self, log: Path) -> Popen[bytes]:
+    def start(self, log: Path, *flags: str) -> Popen[bytes]:
         """Begin the same run and do not wait for it."""
         with log.open("wb") as output:
             return Popen(
-                [sys.executable, "-m", "dbt.cli.main", "run", "--select"]
+                [sys.executable, "-m", "dbt.cli.main", "run", *flags, "--select"]
                 + [self.network, *self.arguments()],
                 cwd=PROJECT,
                 stdout=output,

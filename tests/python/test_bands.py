@@ -50,8 +50,12 @@ def layer_functions(connection: Connection, step: str) -> list[tuple[str, str]]:
     with connection.cursor() as cursor:
         cursor.execute("select prosrc from pg_proc where oid = %s::regproc", [step])
         [(source,)] = cursor.fetchall()
-    functions = re.findall(r'perform ("\w+"\."\w+")\(\);', source)
-    return [(name.replace('_forward"', '"'), name) for name in functions[:-1]]
+    functions = re.findall(r'perform ("\w+"\."\w+")\(anew\);', source)
+    return [
+        (name.replace('_forward"', '"'), name)
+        for name in functions[:-1]
+        if "token_scores" not in name  # of no prompt here
+    ]
 
 
 def computed(

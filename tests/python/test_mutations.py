@@ -254,19 +254,16 @@ MUTATIONS = [
     ),
     Mutation(
         "empty prompt without a token",
-        "gpt2/gpt2_tokens.sql",
-        "where prompts.prompt = '' and",
-        "where false and",
+        "gpt2/gpt2_prompts.sql",
+        "when token.ids = '{}'\n                then array[",
+        "when false\n                then array[",
         "prompts_turn_into_tokens",
-        status="error",  # gpt2_tokens() finds it out itself
     ),
     Mutation(
         "options that win over a row's",
         "gpt2/gpt2_prompts.sql",
-        "jsonb_strip_nulls({{ json_literal(options) }})\n"
-        "            || jsonb_strip_nulls(to_jsonb(prompts))",
-        "jsonb_strip_nulls(to_jsonb(prompts))\n"
-        "            || jsonb_strip_nulls({{ json_literal(options) }})",
+        "where field.key in (",
+        "where checked_options.options ->> field.key is null and field.key in (",
         "a_row_overrides_the_options",
     ),
     Mutation(
@@ -762,8 +759,8 @@ MUTATIONS = [
     Mutation(
         "finished images at the frontier",
         "ddpm/ddpm_samples.sql",
-        "where step < steps or not exists",
-        "where true or not exists",
+        "where newest.step < newest.steps or not current.has_steps",
+        "",
         "the_frontier_is_the_newest_sample_of_unfinished_images",
     ),
     Mutation(
@@ -776,8 +773,8 @@ MUTATIONS = [
     Mutation(
         "the picture at the frontier",
         "ddpm/ddpm_samples.sql",
-        "least(step, steps - 1) as step",
-        "step",
+        "least(newest.step, newest.steps - 1) as step",
+        "newest.step",
         "the_frontier_of_finished_images_is_their_last_step",
     ),
     Mutation(

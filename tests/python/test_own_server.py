@@ -11,7 +11,10 @@ from conftest import Dbt, OwnServer
 from gpt2_runs import TWIN, load_checkpoint
 
 OPTIONS = "{gpt2_options: {temperature: 0.9, seed: 3, max_new_tokens: 12}}"
-RESULT = "select * from test_own_server.gpt2_completions order by prompt_id"
+RESULT = """
+    select prompt_id, prompt, completion, finish_reason, prompt_tokens, completion_tokens
+    from test_own_server.gpt2_completions order by prompt_id
+"""
 
 
 def run(dbt: Dbt, environment: dict[str, str]) -> None:

@@ -90,7 +90,7 @@ def held(runs: Gpt2, log: Path) -> Iterator[tuple[Popen[bytes], Connection]]:
     with contextlib.closing(database.connect()) as blocker:
         with blocker.cursor() as cursor:
             cursor.execute(f"lock table {table} in access share mode")
-        started = runs.start(log)
+        started = runs.start(log, "--full-refresh")
         try:
             wait_for(
                 lambda: runs.query(
