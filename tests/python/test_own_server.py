@@ -12,7 +12,9 @@ from gpt2_runs import TWIN, load_checkpoint
 
 OPTIONS = "{gpt2_options: {temperature: 0.9, seed: 3, max_new_tokens: 12}}"
 RESULT = """
-    select prompt_id, prompt, completion, finish_reason, prompt_tokens, completion_tokens
+    select
+        prompt_id, prompt, completion, finish_reason, prompt_tokens,
+        completion_tokens
     from test_own_server.gpt2_completions order by prompt_id
 """
 
