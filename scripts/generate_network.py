@@ -582,6 +582,7 @@ PROMPT_COLUMNS = [
         "completed anew.",
     ),
     column("error", "text", "Why it cannot be completed; NULL where it can."),
+    column("completion_id", "uuid", "Names this attempt at it: another every time."),
     column("checkpoint", "text", "Schema of the checkpoint that completes it."),
     column("batch", "integer", "The batch that it is in; they run one by one."),
     column("finished_at", "timestamp with time zone", "When its batch was complete."),
@@ -602,7 +603,7 @@ COMPLETION_TOKEN_COLUMNS = [
         "position", "integer", "Place in the sequence, from 0 and after its prompt."
     ),
     column("prompt_id", None, "As in the prompts relation, and of its type."),
-    column("request", "uuid", "Digest of what decides it, as in the prompts."),
+    column("completion_id", "uuid", "What it belongs to, as in the prompts."),
     column("token_id", "integer", "The token, as in the checkpoint's vocabulary."),
     column("token", "bytea", "Its bytes; a character may be split over tokens."),
     column(
@@ -631,7 +632,7 @@ TOKEN_SCORE_COLUMNS = [
     column("sequence_id", "integer", "The sequence, as in the prompts."),
     column("position", "integer", "The token's place in the prompt; never 0."),
     column("prompt_id", None, "As in the prompts relation, and of its type."),
-    column("request", "uuid", "Digest of what decides it, as in the prompts."),
+    column("completion_id", "uuid", "What it belongs to, as in the prompts."),
     column("token_id", "integer", "The token, as in the checkpoint's vocabulary."),
     column("token", "bytea", "Its bytes."),
     column("piece", "text", "The same as text, where it is a whole character."),

@@ -6,7 +6,8 @@
 {% macro gpt2_fingerprint(network) -%}
 (
     select string_agg(
-        prompts.sequence_id || '/' || prompts.request, ',' order by prompts.sequence_id
+        prompts.sequence_id || '/' || prompts.completion_id,
+        ',' order by prompts.sequence_id
     )
     from {{ network_relation(network ~ '_prompts') }} as prompts
     inner join {{ network_relation(network ~ '_tokens') }} as tokens
@@ -50,7 +51,7 @@
     where not exists (
         select from {{ network_relation(network ~ '_prompts') }} as prompts
         where prompts.sequence_id = results.sequence_id
-            and prompts.request = results.request
+            and prompts.completion_id = results.completion_id
     )
 {%- endmacro %}
 

@@ -9,12 +9,13 @@
     vocabulary, merges, config   of the checkpoint
     earlier     the table itself where it is there already: of a prompt that is
                 unchanged no row is given
-    -> (sequence_id, prompt_id, prompt, prompt_token_ids, the options, checkpoint,
-       request, error, batch, finished_at)
+    -> (sequence_id, prompt_id, prompt, prompt_token_ids, the options, request,
+       error, completion_id, checkpoint, batch, finished_at)
 
     Everything in a prompt is literal text; an empty one is read as the
     checkpoint's bos token, as transformers' generate() does. `request` is a
-    digest of all that decides the completion, the checkpoint included.
+    digest of all that decides the completion, the checkpoint included;
+    completion_id names this attempt, to which tokens and layers belong.
 
     A row that cannot be completed says why in `error`. What concerns all rows
     (an option of all, a prompt_id that is NULL or there twice, a checkpoint
@@ -260,6 +261,7 @@ select
         + generation_options() | list + ['request', 'error'] %}
     {{ name }},
     {%- endfor %}
+    gen_random_uuid() as completion_id,
     '{{ checkpoint }}' as checkpoint,
     case
         when error is null then (

@@ -5,8 +5,8 @@
     prompts      relation made by gpt2_prompts(): the options
     tokens       relation made by gpt2_tokens()
     vocabulary, config   of the checkpoint
-    -> one row a token: (sequence_id, position, prompt_id, request, token_id,
-       token, piece, logprob, rank, alternatives, finish_reason)
+    -> one row a token: (sequence_id, position, prompt_id, completion_id,
+       token_id, token, piece, logprob, rank, alternatives, finish_reason)
 
     Order and meaning of the options are those of transformers: repetition
     penalty on the logits, then temperature, top-k, top-p, min-p. The random
@@ -148,7 +148,7 @@ select
     finished.sequence_id,
     finished.position,
     finished.prompt_id,
-    finished.request,
+    finished.completion_id,
     finished.token_id,
     finished.token,
     {{ db_function('next_piece') }}(

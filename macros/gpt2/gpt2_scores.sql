@@ -8,7 +8,7 @@
     tokens      relation made by gpt2_tokens()
     vocabulary  the checkpoint's
     -> one row a token but the first, which nothing predicts: (sequence_id,
-       position, prompt_id, request, token_id, token, piece, logprob)
+       position, prompt_id, completion_id, token_id, token, piece, logprob)
 
     Only the texts themselves are scored, no generated tokens. Behaves as
     log_softmax of the logits of transformers' GPT2LMHeadModel.
@@ -18,7 +18,7 @@ with predictions as (
     select
         prompts.sequence_id,
         prompts.prompt_id,
-        prompts.request,
+        prompts.completion_id,
         next_token.position,
         next_token.token_id,
         {{ matmul('x.activation', weights, as='array') }} as logits
@@ -37,7 +37,7 @@ select
     predictions.sequence_id,
     predictions.position,
     predictions.prompt_id,
-    predictions.request,
+    predictions.completion_id,
     predictions.token_id,
     vocabulary.token,
     {{ db_function('decode_utf8') }}(vocabulary.token) as piece,

@@ -44,7 +44,7 @@ inner join {{ prompts }} as prompts
     on tokens.sequence_id = prompts.sequence_id
 inner join {{ samples }} as samples
     on prompts.sequence_id = samples.sequence_id
-    and prompts.request = samples.request
+    and prompts.completion_id = samples.completion_id
 where tokens.position = 0 and exists (
     select from {{ samples }} as later
     where later.sequence_id = samples.sequence_id
@@ -55,7 +55,6 @@ where tokens.position = 0 and exists (
 
 {#- A statement that adds those tokens, if there was a run before. -#}
 {% macro resume_tokens(tokens, network) -%}
-    {%- if not should_full_refresh() %}
     {%- set samples = network_relation(network ~ '_completion_tokens') -%}
     do $body$
     begin
@@ -67,5 +66,4 @@ where tokens.position = 0 and exists (
         end if;
     end
     $body$
-    {%- endif %}
 {%- endmacro %}
