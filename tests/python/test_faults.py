@@ -101,6 +101,8 @@ class Faults:
         self.kinds = ["process", "session", "shutdown", "crash"]
         if can_limit_files():
             self.kinds.append("disk")
+        else:
+            print("no fault of a full disk: this user may not limit the server's files")
         self.queue: list[str] = []
         self.connect()
 
