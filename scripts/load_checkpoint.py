@@ -994,8 +994,11 @@ def run(options: argparse.Namespace) -> None:
             folder, tokenizer=not options.no_tokenizer, progress=_bar("checking", bars)
         ) as checkpoint:
             if options.if_changed and exists:
-                with connection, connection.cursor() as cursor:
-                    about = loaded_checkpoints(cursor).get(name, {})
+                try:
+                    with connection, connection.cursor() as cursor:
+                        about = loaded_checkpoints(cursor).get(name, {})
+                except psycopg2.Error as error:
+                    raise CheckpointError(_refusal(error, name)) from None
                 if about.get("digest") == checkpoint.digest:
                     print(f"{name} is loaded and unchanged.")
                     return
