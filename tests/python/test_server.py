@@ -146,9 +146,9 @@ def test_listens_on_a_private_socket_only(place):
     """The postmaster's own descriptors hold a Unix socket, and no port."""
     succeed("start")
     held = {
-        os.readlink(path).removeprefix("socket:[").removesuffix("]")
+        target.removeprefix("socket:[").removesuffix("]")
         for path in Path(f"/proc/{postmaster(place)}/fd").iterdir()
-        if os.readlink(path).startswith("socket:[")
+        if (target := str(path.readlink())).startswith("socket:[")
     }
     assert held
     assert not held & listening_inodes()
