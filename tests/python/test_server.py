@@ -10,11 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg2
 import pytest
+import yaml
 
 import database
 import server as server_script
@@ -125,6 +127,53 @@ def test_only_its_owner_reaches_it(place):
         cursor = connection.cursor()
         cursor.execute("show listen_addresses")
         assert cursor.fetchone() == ("",)
+
+
+def listening_inodes() -> set[str]:
+    """Inodes of the TCP sockets on which anything here listens."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(FileNotFoundError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A":
+                    found.add(fields[9])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux only")
+def test_listens_on_a_private_socket_only(place):
+    """The postmaster's own descriptors hold a Unix socket, and no port."""
+    succeed("start")
+    held = {
+        target.removeprefix("socket:[").removesuffix("]")
+        for path in Path(f"/proc/{postmaster(place)}/fd").iterdir()
+        if (target := str(path.readlink())).startswith("socket:[")
+    }
+    assert held
+    assert not held & listening_inodes()
+    socket = place.socket / f".s.PGSQL.{server_script.PORT}"
+    inodes = {
+        fields[6]
+        for fields in map(str.split, Path("/proc/net/unix").read_text().splitlines())
+        if fields[-1] == str(socket)
+    }
+    assert held & inodes
+    assert socket.stat().st_mode & 0o777 == 0o700
+    for folder in (place.socket, place.home, place.data):
+        found = folder.stat()
+        assert found.st_mode & 0o777 == 0o700
+        assert found.st_uid == socket.stat().st_uid
+
+
+def test_no_password_in_a_profile(place):
+    """What is written down is the environment's variable, never its value."""
+    succeed("start")
+    for path in (database.EXAMPLE, database.profiles_path()):
+        outputs = yaml.safe_load(path.read_text())["dbt_nn"]["outputs"]
+        assert outputs["embedded"]["password"] == ""
+        assert outputs["server"]["password"] == "{{ env_var('DBT_NN_PASSWORD', '') }}"
+        assert path.read_text().count("password:") == 2
 
 
 def test_settings(place):
@@ -343,6 +392,39 @@ def test_own_server_that_cannot_be_reached(own, monkeypatch, variable, value, me
     printed = fail("check")
     assert message in printed
     assert own.environment["DBT_NN_PASSWORD"] not in printed
+
+
+@pytest.mark.slow
+def test_no_password_on_a_command_line(server, own):
+    """Not while a checkpoint is loaded, nor while dbt runs."""
+    password = own.environment["DBT_NN_PASSWORD"]
+    scripts = database.PROJECT / "scripts"
+    folder = database.PROJECT / "checkpoints/gpt2-twin"
+    for arguments in (
+        [scripts / "server.py", "check"],
+        [scripts / "load_checkpoint.py", folder, "--name", "ps_twin"],
+        [scripts / "complete.py", "It is", "max_new_tokens=1", "--checkpoint=ps_twin"],
+    ):
+        command = [sys.executable, *map(str, arguments)]
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            seen = False
+            while process.poll() is None:
+                shown = subprocess.run(
+                    ["ps", "axww", "-o", "args="], capture_output=True, check=True
+                ).stdout.decode(errors="replace")
+                seen = seen or str(arguments[0]) in shown
+                assert password not in shown
+                time.sleep(0.05)
+            printed = process.stdout.read()
+        assert process.returncode == 0, printed
+        assert seen
+        assert password not in printed
 
 
 @pytest.mark.slow
