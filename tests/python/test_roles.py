@@ -106,7 +106,7 @@ def test_least_rights(
         for refused in (
             "insert into dbt_nn.prompts values (100, 'x')",
             "update dbt_nn.gpt2_completions set completion = ''",
-            "delete from dbt_nn.ddpm_pixels",
+            "delete from dbt_nn.ddpm_denoised",
             "truncate dbt_nn.gpt2_completions",
             "create table dbt_nn.own (x int)",
             "create table public.own (x int)",
