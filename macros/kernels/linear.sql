@@ -218,11 +218,3 @@ union all
 {% macro chunk_size(x) -%}
     ceil(vector_dims({{ x }}) / ceil(vector_dims({{ x }}) / 1920.0))::integer
 {%- endmacro %}
-
-
-{#- The floats of `x` in the chunk `chunk`, of as many as `like` is split in. -#}
-{% macro x_chunk(x, like) -%}
-    subvector(
-        {{ x }}, chunk * {{ chunk_size(like) }} + 1, {{ chunk_size(like) }}
-    )
-{%- endmacro %}
