@@ -34,7 +34,13 @@ from gpt2_runs import Gpt2, Row, load_checkpoint
 from small_networks import IMAGE, TEXT, make_project, save_image, save_text
 from unet_runs import Ddpm
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("FAULTS") != "1",
+        reason="takes a quarter of an hour: FAULTS=1 runs it",
+    ),
+]
 
 SEED = 20261125
 SCHEMA, UNDISTURBED = "test_faults", "test_faults_undisturbed"
