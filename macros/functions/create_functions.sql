@@ -39,6 +39,50 @@
         sfunc = {{ db_function('array_add') }}, stype = real[], parallel = safe
     );
 
+    {# The vector again and again, to a length. #}
+    create or replace function {{ db_function('repeat_vector') }} (
+        x vector, length integer
+    ) returns vector language plpgsql immutable strict parallel safe as $body$
+    begin
+        while vector_dims(x) < length loop
+            x := x || x;
+        end loop;
+        return subvector(x, 1, length);
+    end
+    $body$;
+
+    {# The sum of a vector's slices, side by side and all of one length. #}
+    create or replace function {{ db_function('sum_slices') }} (
+        x vector, slices integer
+    ) returns vector language plpgsql immutable strict parallel safe as $body$
+    declare
+        length constant integer := vector_dims(x) / slices;
+        total vector := subvector(x, 1, length);
+    begin
+        for i in 1..slices - 1 loop
+            total := total + subvector(x, i * length + 1, length);
+        end loop;
+        return total;
+    end
+    $body$;
+
+    {# See vector_exp() in exponential.sql. #}
+    create or replace function {{ db_function('vector_exp') }} (
+        x vector, coefficients vector[], squarings integer
+    ) returns vector language plpgsql immutable strict parallel safe as $body$
+    declare
+        e vector := coefficients[1];
+    begin
+        for i in 2..cardinality(coefficients) loop
+            e := e * x + coefficients[i];
+        end loop;
+        for i in 1..squarings loop
+            e := e * e;
+        end loop;
+        return e;
+    end
+    $body$;
+
     {#
         Standard normal numbers, a function of the arguments alone: Box and
         Muller 1958 on two uniform numbers from a digest.

@@ -4,6 +4,8 @@
     x   float8[n], an expression of the enclosing row
     -> vector(n) whose elements sum to 1, computed in float8
 
+    An element is at least e^-80: pgvector's product would take what is below
+    float32's range for an error, and no sum of float32 numbers sees it.
     unnest() yields the elements in their order and nothing here changes it, so
     the aggregate needs no sort.
 
@@ -23,7 +25,7 @@
                 sum(shifted.e) as total,
                 count(*)::integer as n
             from (
-                select {{ bounded_exp('element.x - largest.x') }} as e
+                select {{ bounded_exp('element.x - largest.x', lowest=-80) }} as e
                 from (
                     select max(element.x) as x
                     from (select unnest({{ x }}) as x) as element
@@ -33,13 +35,4 @@
             ) as shifted
         ) as exponentials
     )
-{%- endmacro %}
-
-
-{#-
-    exp(x) for x up to 709: Postgres raises an error where exp() underflows,
-    so what is below 1e-304 stays there.
--#}
-{% macro bounded_exp(x) -%}
-    exp(greatest({{ x }}, -700))
 {%- endmacro %}

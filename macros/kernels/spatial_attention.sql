@@ -7,13 +7,19 @@
     -> [image, h, w, n]     the heads side by side
 
     Heads are small and many, so that a row for each pair of places would cost
-    more than its arithmetic. Here a query meets the keys of its head as an
-    array, its weights are one vector over the places, and each output feature
-    is the inner product of the weights with a feature of the values,
-    transposed to a vector over the places.
+    far more than its arithmetic. Here everything that a query does is a few
+    operations on vectors over the places:
 
-    The softmax subtracts the largest score only where the scores can be large:
-    they are at most |q| |k|, and exp() of up to 60 fits a float32.
+    scores    The query's inner products with all keys are one product and a
+              sum of d slices. The query is repeated to d * stride numbers, and
+              the keys are laid skewed: at number j * stride + p stands feature
+              (j + p) mod d of the key at p. As stride is 1 (mod d), that is the
+              feature which the repeated query has there.
+    weights   exp() of the whole vector; |q| |k| bounds the scores. Where they
+              may be too large for that, or the product for a vector: softmax()
+              of inner products one by one.
+    outputs   Each feature is the inner product of the weights with a feature of
+              the values, transposed to a vector over the places.
 
     Vaswani et al. 2017; behaves as diffusers' Attention without its norm and
     projections.
@@ -27,144 +33,161 @@
 
 {% macro postgres__spatial_attention(query, key, value, head_size) -%}
 {{ parallel_work(
-    '(select count(*) from ' ~ key ~ ") * pg_relation_size('" ~ query ~ "') * 5"
+    '(select count(*) from ' ~ key ~ ") * pg_relation_size('" ~ query ~ "') * 2"
 ) }}
-with heads as materialized (
+with keys as materialized (
+    {{ elements_in_order(key) | indent }}
+),
+
+value_elements as materialized (
+    {{ elements_in_order(value) | indent }}
+),
+
+heads as materialized (
     select
         image.image_id,
-        head.number as head,
+        image.places,
         image.size,
-        image.size * head.number + 1 as start
+        head.number as head,
+        image.size * head.number as start,
+        {# the least that is 1 (mod size) and not below the places #}
+        1 + (image.places + image.size - 2) / image.size * image.size as stride
     from (
         select
-            image_id,
-            n,
-            coalesce({{ head_size }}, n) as size
+            images.*,
+            coalesce({{ head_size }}, images.n) as size
         from (
-            select image_id, max(vector_dims(activation)) as n
-            from {{ at_frontier(query, 'x') }}
+            select
+                image_id,
+                count(*)::integer as places,
+                max(cardinality(elements)) as n
+            from keys
             group by image_id
         ) as images
     ) as image
     cross join generate_series(0, image.n / image.size - 1) as head (number)
 ),
 
-{# vector(d)[places] for each image and head #}
-keys as materialized (
+{# what every query of a head meets #}
+memory as materialized (
     select
         heads.*,
         k.keys,
-        k.longest
+        k.longest,
+        case when heads.size * heads.stride <= 16000 then (
+            select {{ db_function('vector_concat') }}(slice.x order by slice.j)
+            from (
+                select
+                    j,
+                    subvector(
+                        array(
+                            select {{ without_tiny(
+                                'keys.elements[heads.start + 1 + (j + keys.place) % heads.size]'
+                            ) }}
+                            from keys
+                            where keys.image_id = heads.image_id
+                        )::vector || {{ broadcast('0', 'heads.size') }},
+                        1,
+                        heads.stride
+                    ) as x
+                from generate_series(0, heads.size - 1) as j
+            ) as slice
+        ) end as skewed,
+        array(
+            select array(
+                select v.elements[heads.start + feature]
+                from value_elements as v
+                where v.image_id = heads.image_id
+            )::vector
+            from generate_series(1, heads.size) as feature
+        ) as features,
+        {{ broadcast('1', 'heads.places') }} as ones,
+        {{ exp_coefficients('heads.stride') }} as coefficients
     from heads
     cross join lateral (
         select
-            array_agg(part.x order by part.place) as keys,
+            array_agg(part.x) as keys,
             max(vector_norm(part.x)) as longest
         from (
-            select
-                row_number() over (order by y, x) as place,
-                subvector(activation, heads.start, heads.size) as x
-            from {{ key }}
+            select elements[heads.start + 1:heads.start + heads.size]::vector as x
+            from keys
             where image_id = heads.image_id
         ) as part
     ) as k
 ),
 
-{# vector(places)[n] for each image; without its order the aggregate would have
-   the places as they come, which depends on the plan #}
-values_transposed as materialized (
+queries as (
     select
-        feature.image_id,
-        array_agg(feature.x order by feature.number) as features
-    from (
-        select
-            ordered.image_id,
-            element.number,
-            array_agg(element.x order by ordered.place)::vector as x
-        from (
-            select
-                image_id,
-                row_number() over (partition by image_id order by y, x) as place,
-                activation
-            from {{ at_frontier(value, 'x') }}
-        ) as ordered
-        cross join unnest(ordered.activation::real[])
-            with ordinality as element (x, number)
-        group by ordered.image_id, element.number
-    ) as feature
-    group by feature.image_id
-),
-
-queries as materialized (
-    select
-        q.image_id,
+        memory.*,
         q.y,
         q.x,
-        keys.head,
-        keys.size,
-        keys.start,
-        keys.keys,
-        keys.longest,
-        subvector(q.activation, keys.start, keys.size)
-        * {{ broadcast('1 / sqrt(keys.size)', 'keys.size') }} as activation
-    from {{ at_frontier(query, 'q') }}
-    inner join keys using (image_id)
-    where {{ in_band('q') }}
-),
-
-weights as materialized (
-    select
-        shifted.image_id,
-        shifted.y,
-        shifted.x,
-        shifted.head,
-        shifted.size,
-        shifted.start,
-        (
-            select array_agg({{ bounded_exp(
-                'inner_product(score.k, shifted.activation) - shifted.shift'
-            ) }})
-            from (select unnest(shifted.keys) as k) as score
-        )::vector as weight
-    from (
+        q.activation,
+        case when memory.skewed is not null
+            then {{ exp_squarings('vector_norm(q.activation) * memory.longest') }}
+        end as squarings
+    from memory
+    cross join lateral (
         select
-            queries.*,
-            case
-                when vector_norm(queries.activation) * queries.longest < 60 then 0
-                else (
-                    select max(inner_product(score.k, queries.activation))
-                    from (select unnest(queries.keys) as k) as score
-                )
-            end as shift
-        from queries
+            x.y,
+            x.x,
+            array(
+                select {{ without_tiny('element.x / sqrt(memory.size)') }}
+                from (
+                    select unnest(
+                        subvector(x.activation, memory.start + 1, memory.size)::real[]
+                    ) as x
+                ) as element
+            )::vector as activation
+        from {{ at_frontier(query, 'x') }}
+        where x.image_id = memory.image_id
+            and {{ in_band('x') }}
         offset 0
-    ) as shifted
+    ) as q
+    offset 0
 ),
 
-outputs as materialized (
+{# not normalized, and with zeros after the last place #}
+weights as (
     select
-        weights.image_id,
-        weights.y,
-        weights.x,
+        queries.*,
+        case
+            when queries.squarings is not null then subvector(
+                {{ vector_exp(
+                    db_function('sum_slices') ~ '('
+                    ~ db_function('repeat_vector') ~ '('
+                    ~ 'queries.activation * '
+                    ~ broadcast('1 / 2.0 ^ queries.squarings', 'queries.size') ~ ', '
+                    ~ 'queries.size * queries.stride'
+                    ~ ') * queries.skewed, queries.size)',
+                    'queries.coefficients',
+                    'queries.squarings'
+                ) }},
+                1,
+                queries.places
+            )
+            else {{ softmax('array(
+                select inner_product(key.x, queries.activation)
+                from (select unnest(queries.keys) as x) as key
+            )') | indent(12) }}
+        end as weight
+    from queries
+    offset 0
+),
+
+outputs as (
+    select
+        {{ place('weights') }},
         weights.head,
-        (
-            select array_agg(inner_product(v.x, weights.weight) / total.x)
+        array(
+            select inner_product(feature.x, weights.weight) / total.x
             from (
-                select inner_product(
-                    weights.weight,
-                    {{ broadcast('1', 'vector_dims(weights.weight)') }}
-                ) as x
+                select inner_product(weights.weight, weights.ones) as x
+                offset 0
             ) as total
-            cross join (
-                select unnest(
-                    values_transposed.features[
-                        weights.start:weights.start + weights.size - 1
-                    ]
-                ) as x
-            ) as v
+            cross join (select unnest(weights.features) as x) as feature
         )::vector as activation
     from weights
-    inner join values_transposed using (image_id)
+    offset 0
 )
 
 select
@@ -174,4 +197,16 @@ select
     ) as activation
 from outputs
 group by {{ place('outputs') }}
+{%- endmacro %}
+
+
+{#- The places of each image, numbered from 0 and in order, with their channels as
+    an array: what reads them one after another needs no sort. -#}
+{% macro elements_in_order(input) -%}
+select
+    image_id,
+    row_number() over (partition by image_id order by y, x)::integer - 1 as place,
+    activation::real[] as elements
+from {{ at_frontier(input, 'x') }}
+order by image_id, y, x
 {%- endmacro %}
