@@ -182,7 +182,6 @@ outputs as (
             select inner_product(feature.x, weights.weight) / total.x
             from (
                 select inner_product(weights.weight, weights.ones) as x
-                offset 0
             ) as total
             cross join (select unnest(weights.features) as x) as feature
         )::vector as activation
