@@ -71,10 +71,11 @@
         x vector, coefficients vector[], squarings integer
     ) returns vector language plpgsql immutable strict parallel safe as $body$
     declare
-        e vector := coefficients[1];
+        n constant integer := vector_dims(x);
+        e vector := subvector(coefficients[1], 1, n);
     begin
         for i in 2..cardinality(coefficients) loop
-            e := e * x + coefficients[i];
+            e := e * x + subvector(coefficients[i], 1, n);
         end loop;
         for i in 1..squarings loop
             e := e * e;

@@ -26,43 +26,95 @@
 
 
 {% macro postgres__attention(query, key, value, value_blocks, heads) -%}
+{{ parallel_work(
+    '(select count(*) from ' ~ at_frontier(query, 'x') ~ ") * pg_relation_size('" ~ key
+    ~ "') / 8 * " ~ heads
+) }}
 with queries as materialized (
     select
         x.sequence_id,
         x.position,
         head.number as head,
         x.size,
-        x.size * head.number + 1 as start,
-        (x.position + 1) / {{ attention_block() }} as blocks,
-        subvector(x.activation, x.size * head.number + 1, x.size)
-        * {{ broadcast('1 / sqrt(x.size)', 'x.size') }} as activation
+        {# the head's part, scaled, with zeros in the place of the other heads #}
+        subvector(
+            x.zeros
+            || subvector(x.activation, x.size * head.number + 1, x.size)
+            * {{ broadcast('1 / sqrt(x.size)', 'x.size') }}
+            || x.zeros,
+            x.n - x.size * head.number + 1,
+            x.n
+        ) as activation
     from (
         select
-            x.sequence_id,
-            x.position,
-            x.activation,
-            vector_dims(x.activation) / {{ heads }} as size
-        from {{ at_frontier(query, 'x') }}
+            x.*,
+            x.n / {{ heads }} as size,
+            {{ broadcast('0', 'x.n') }} as zeros
+        from (
+            select
+                x.sequence_id,
+                x.position,
+                x.activation,
+                vector_dims(x.activation) as n
+            from {{ at_frontier(query, 'x') }}
+            where {{ in_band('x') }}
+        ) as x
         offset 0
     ) as x
     cross join generate_series(0, {{ heads }} - 1) as head (number)
 ),
 
-{# [keys] for each query and head #}
-scores as materialized (
+{# a block of keys meets every query while it is in the processor's cache #}
+scores as (
     select
-        queries.*,
-        array(
-            select inner_product(
-                subvector(k.activation, queries.start, queries.size),
-                queries.activation
-            )
-            from {{ key }} as k
-            where k.sequence_id = queries.sequence_id
-                and k.position <= queries.position
-            order by k.position
-        ) as score
-    from queries
+        part.sequence_id,
+        part.position,
+        part.head,
+        part.size,
+        {{ db_function('vector_concat') }}(part.score order by part.start) as score
+    from (
+        select
+            last.sequence_id,
+            block.start,
+            array(
+                select k.activation
+                from {{ key }} as k
+                where k.sequence_id = last.sequence_id
+                    and k.position >= block.start
+                    and k.position < block.start + {{ attention_block() }}
+                order by k.position
+            ) as keys
+        from (
+            select sequence_id, max(position) as position
+            from queries
+            group by sequence_id
+        ) as last
+        cross join
+            generate_series(0, last.position, {{ attention_block() }}) as block (start)
+        offset 0
+    ) as block
+    cross join lateral (
+        select
+            queries.sequence_id,
+            queries.position,
+            queries.head,
+            queries.size,
+            block.start,
+            array(
+                select inner_product(key.x, queries.activation)
+                from (select unnest(block.keys) as x) as key
+            )::vector as score
+        from queries
+        where queries.sequence_id = block.sequence_id
+            and queries.position >= block.start
+        offset 0
+    ) as part
+    group by part.sequence_id, part.position, part.head, part.size
+),
+
+coefficients as materialized (
+    select {{ exp_coefficients('longest.n') }} as x
+    from (select max(position) + 1 as n from queries) as longest
 ),
 
 weights as materialized (
@@ -71,10 +123,19 @@ weights as materialized (
         scores.position,
         scores.head,
         scores.size,
-        scores.start,
-        scores.blocks,
-        {{ softmax('scores.score') }} as weight
-    from scores
+        scores.size * scores.head + 1 as start,
+        (scores.position + 1) / {{ attention_block() }} as blocks,
+        {{ softmax('scores.score', '(select x from coefficients)') }} as weight
+    from (
+        select
+            sequence_id,
+            position,
+            head,
+            size,
+            subvector(score, 1, position + 1)::real[] as score
+        from scores
+        offset 0
+    ) as scores
 ),
 
 outputs as materialized (

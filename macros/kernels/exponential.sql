@@ -14,7 +14,7 @@
     error is about 2^s times that of a float32.
 
     x              vector(n), already divided by 2^s
-    coefficients   exp_coefficients('n'), made once for many x
+    coefficients   exp_coefficients(), made once for many x of up to its n
     squarings      s, made by exp_squarings()
     -> vector(n)
 -#}

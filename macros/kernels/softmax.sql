@@ -1,22 +1,65 @@
 {#-
     Softmax of an array, its largest element subtracted first.
 
-    x   float8[n], an expression of the enclosing row
-    -> vector(n) whose elements sum to 1, computed in float8
-
-    An element is at least e^-80: pgvector's product would take what is below
-    float32's range for an error, and no sum of float32 numbers sees it.
-    unnest() yields the elements in their order and nothing here changes it, so
-    the aggregate needs no sort.
+    x              float8[n], an expression of the enclosing row
+    coefficients   exp_coefficients() of at least n, for a long x: then exp() is of
+                   the whole vector, see vector_exp(), if x does not vary too much
+    -> vector(n) whose elements sum to 1
 
     Behaves as torch.softmax.
 -#}
-{% macro softmax(x) -%}
-    {{ return(adapter.dispatch('softmax', 'dbt_nn')(x)) }}
+{% macro softmax(x, coefficients=none) -%}
+    {{ return(adapter.dispatch('softmax', 'dbt_nn')(x, coefficients)) }}
 {%- endmacro %}
 
 
-{% macro postgres__softmax(x) -%}
+{% macro postgres__softmax(x, coefficients) -%}
+{%- if not coefficients -%}
+    {{ softmax_by_element(x) }}
+{%- else -%}
+    (
+        select case
+            when spread.squarings is null then {{ softmax_by_element(x) | indent(12) }}
+            else (
+                select e.x * {{ broadcast(
+                    '1 / inner_product(e.x, ' ~ broadcast('1', 'spread.n') ~ ')', 'spread.n'
+                ) }}
+                from (
+                    select {{ vector_exp(
+                        '(' ~ x ~ '::vector - ' ~ broadcast('spread.largest', 'spread.n')
+                        ~ ') * ' ~ broadcast('1 / 2.0 ^ spread.squarings', 'spread.n'),
+                        coefficients,
+                        'spread.squarings'
+                    ) }} as x
+                    offset 0
+                ) as e
+            )
+        end
+        from (
+            select
+                elements.*,
+                {{ exp_squarings('elements.largest - elements.smallest') }} as squarings
+            from (
+                select
+                    max(element.x) as largest,
+                    min(element.x) as smallest,
+                    count(*)::integer as n
+                from (select unnest({{ x }}) as x) as element
+            ) as elements
+            offset 0
+        ) as spread
+    )
+{%- endif -%}
+{%- endmacro %}
+
+
+{#-
+    The same one by one, in float8. An element is at least e^-80: pgvector's
+    product would take what is below float32's range for an error, and no sum of
+    float32 numbers sees it. unnest() yields the elements in their order and
+    nothing here changes it, so the aggregate needs no sort.
+-#}
+{% macro softmax_by_element(x) -%}
     (
         select exponentials.x * {{ broadcast('1 / exponentials.total', 'exponentials.n') }}
         from (

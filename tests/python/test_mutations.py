@@ -78,8 +78,8 @@ MUTATIONS = [
     Mutation(
         "attention to what lies ahead",
         "kernels/attention.sql",
-        "\n                and k.position <= queries.position",
-        "",
+        "subvector(score, 1, position + 1)",
+        "score",
         "attention_of_one_head",
     ),
     Mutation(
@@ -92,7 +92,7 @@ MUTATIONS = [
     Mutation(
         "attention to another sequence",
         "kernels/attention.sql",
-        "where k.sequence_id = queries.sequence_id",
+        "where k.sequence_id = last.sequence_id",
         "where true",
         "attention_of_one_head",
     ),
