@@ -15,6 +15,12 @@
     before any option. finish_reason is NULL until a sequence's last token.
 -#}
 {% macro gpt2_sample(logits, prompts, tokens, vocabulary, config) -%}
+{#- A logit is sorted and has its exp(): as long as some hundred multiply-adds. -#}
+{{ parallel_work(
+    '(select count(*) from ' ~ frontier() ~ ') * 500 * '
+    ~ hyperparameter(config, 'vocab_size'),
+    each_step=true
+) }}
 with newest as materialized (
     select
         prompts.*,
@@ -29,6 +35,7 @@ with newest as materialized (
     ) as last
     inner join {{ logits }} as head using (sequence_id, position)
     inner join {{ prompts }} as prompts using (sequence_id)
+    where {{ in_band('last') }}
 ),
 
 {# The five likeliest tokens. #}

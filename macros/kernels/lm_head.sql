@@ -15,16 +15,22 @@
 
 
 {% macro postgres__lm_head(input, weights, all_positions) -%}
+{{ parallel_work(
+    '(select sum(vector_dims(x.activation)) from ' ~ at_frontier(input, 'x')
+    ~ ') * (select max(feature) from ' ~ weights ~ ' where chunk = 0)',
+    each_step=true
+) }}
 with x as materialized (
     select {{ place('x') }}, x.activation
     from {{ at_frontier(input, 'x') }}
+    where {{ in_band('x') }}
     {%- if not all_positions %}
-    where not exists (
-        select from {{ frontier() }} as later
-        where later.sequence_id = x.sequence_id
-            and later.position = x.position + 1
-            and later.step = frontier.step
-    )
+        and not exists (
+            select from {{ frontier() }} as later
+            where later.sequence_id = x.sequence_id
+                and later.position = x.position + 1
+                and later.step = frontier.step
+        )
     {%- endif %}
 )
 

@@ -37,10 +37,13 @@
 {#-
     A comment that heads a kernel which has bands.
 
-    work   scalar SQL expression: about how many multiply-adds
+    work        scalar SQL expression: about how many multiply-adds
+    each_step   whether a step of a text, which has few places, is to be shared
+                as well as the prompts are. To look at the work of every layer
+                at every token would take longer than it gained.
 -#}
-{% macro parallel_work(work) -%}
-    /* work: {{ work }} */
+{% macro parallel_work(work, each_step=false) -%}
+    /* work{{ ' of each step' if each_step }}: {{ work }} */
 {%- endmacro %}
 
 
@@ -55,8 +58,16 @@
 
 {#- That expression in a kernel's compiled SELECT; none if it has no bands. -#}
 {% macro work_of(sql) -%}
-    {%- set found = modules.re.search('/[*] work: (.*?) [*]/', sql, modules.re.DOTALL) -%}
-    {{ return(found.group(1) if found else none) }}
+    {%- set found = modules.re.search(
+        '/[*] work( of each step)?: (.*?) [*]/', sql, modules.re.DOTALL
+    ) -%}
+    {{ return(found.group(2) if found else none) }}
+{%- endmacro %}
+
+
+{#- Whether it is of a text's every step. -#}
+{% macro is_work_of_each_step(sql) -%}
+    {{ return('/* work of each step: ' in sql) }}
 {%- endmacro %}
 
 

@@ -178,12 +178,11 @@ md5('{{ local_md5(sql) }}' || coalesce(
         end if;
         {%- endif %}
         {%- if work %}
-        {#- A text's new tokens are few: counting them would take longer. #}
-        if all_places or {{ history == 'newest_step' }} then
+        if all_places or {{ history == 'newest_step' or is_work_of_each_step(sql) }} then
             bands := {{ band_count(work) }};
         end if;
         if bands > 1 then
-            insert into {{ relation }} select * from {{ bands_function(relation) }}(bands);
+            {{ insert_rows(relation, 'select * from ' ~ bands_function(relation) ~ '(bands)') }}
         else
             {{ insert_rows(relation, sql) }}
         end if;
