@@ -88,7 +88,7 @@ def logits_samples() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def macros() -> Any:
     """The sampler's macros, called outside dbt."""
-    files = ["gpt2/choose_token.sql", "kernels/softmax.sql"]
+    files = ["gpt2/choose_token.sql"]
     source = "".join(
         (PROJECT / "macros" / f).read_text(encoding="utf-8") for f in files
     )
