@@ -19,7 +19,8 @@ The schema holds:
                 class, a row per key; for a UNet
 and a table per module, named after its path with `_` for `.`:
     linear      chunk, feature, weight vector, bias: the inputs of an output
-                feature, split in equal chunks of at most CHUNK
+                feature, split in equal chunks of at most CHUNK; weight is a
+                halfvec with --dtype float16
     convolution the same; inputs are ordered by y, x and channel
     norm        weight vector, bias vector: one row
 A module that shares another's weights is a view of it.
@@ -74,6 +75,9 @@ from checkpoint import (
 CHUNK = 1920
 # Blocks of about 1 MiB that are packed while the server takes earlier ones.
 AHEAD = 32
+# What --dtype takes, and pgvector's type for it.
+DTYPES = {"float32": "vector", "float16": "halfvec"}
+MAX_HALF = float(np.finfo(np.float16).max)
 # Two vectors of this size, a norm's row, fit a page as well.
 PLAIN_NORM = 1000
 MARK = "dbt_nn checkpoint: "
@@ -355,7 +359,11 @@ def chunks(inputs: int) -> list[tuple[int, int]]:
 
 
 def pack_rows(
-    chunk: int, first: int, weight: np.ndarray, bias: np.ndarray
+    chunk: int,
+    first: int,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    dtype: str = "float32",
 ) -> np.ndarray:
     """Pack rows of a linear module for COPY.
 
@@ -364,14 +372,16 @@ def pack_rows(
         first: the output feature of the first row.
         weight: float32 [rows, floats].
         bias: float32 [rows].
+        dtype: of the packed weight, one of DTYPES.
 
     Returns:
-        A packed record array [rows]: (chunk int, feature int, weight vector,
-        bias real), each field preceded by its length, as pgvector's
-        `vector_recv` and Postgres read them (big-endian).
+        A packed record array [rows]: (chunk int, feature int, weight vector or
+        halfvec, bias real), each field preceded by its length, as pgvector's
+        `vector_recv` and `halfvec_recv` and Postgres read them (big-endian).
 
     """
     rows, floats = weight.shape
+    element = np.dtype(dtype).newbyteorder(">")
     record = np.dtype(
         [
             ("fields", ">i2"),
@@ -382,7 +392,7 @@ def pack_rows(
             ("weight_bytes", ">i4"),
             ("dimensions", ">i2"),
             ("unused", ">i2"),
-            ("weight", ">f4", (floats,)),
+            ("weight", element, (floats,)),
             ("bias_bytes", ">i4"),
             ("bias", ">f4"),
         ]
@@ -392,7 +402,7 @@ def pack_rows(
     packed["chunk_bytes"] = packed["feature_bytes"] = packed["bias_bytes"] = 4
     packed["chunk"] = chunk
     packed["feature"] = np.arange(first, first + rows)
-    packed["weight_bytes"] = 4 + 4 * floats
+    packed["weight_bytes"] = 4 + element.itemsize * floats
     packed["dimensions"] = floats
     packed["unused"] = 0
     packed["weight"] = weight
@@ -401,11 +411,15 @@ def pack_rows(
 
 
 def matrix_blocks(
-    matrix: Matrix, checkpoint: Checkpoint, step: Progress
+    matrix: Matrix, checkpoint: Checkpoint, step: Progress, dtype: str
 ) -> Iterator[bytes]:
     """Pack a linear module for COPY, in (chunk, feature) order.
 
     At most two blocks of BLOCK_BYTES are in memory.
+
+    Raises:
+        CheckpointError: a weight is too large for `dtype`.
+
     """
     tensors = checkpoint.tensors
     bias = matrix.read_bias(tensors)
@@ -425,7 +439,14 @@ def matrix_blocks(
             for begin in range(top, bottom, rows):
                 end = min(begin + rows, bottom)
                 weight = block[begin - top : end - top, first:last]
-                yield pack_rows(chunk, begin, weight, bias[begin:end]).tobytes()
+                if dtype == "float16" and (largest := abs(weight).max()) > MAX_HALF:
+                    raise CheckpointError(
+                        f"{matrix.weight} has an element of size {largest:g}, and "
+                        f"float16 holds {MAX_HALF:,.0f}. Load it without --dtype "
+                        "float16."
+                    )
+                packed = pack_rows(chunk, begin, weight, bias[begin:end], dtype)
+                yield packed.tobytes()
                 step(weight.size * itemsize)
     yield TRAILER
 
@@ -445,11 +466,13 @@ def norm_blocks(norm: Norm, checkpoint: Checkpoint, step: Progress) -> Iterator[
     yield TRAILER
 
 
-def module_blocks(checkpoint: Checkpoint, step: Progress) -> Iterator[bytes | None]:
+def module_blocks(
+    checkpoint: Checkpoint, step: Progress, dtype: str
+) -> Iterator[bytes | None]:
     """Pack the modules that are tables, one after the other, None after each."""
     for module in checkpoint.modules:
         if isinstance(module, Matrix):
-            yield from matrix_blocks(module, checkpoint, step)
+            yield from matrix_blocks(module, checkpoint, step, dtype)
         elif isinstance(module, Norm):
             yield from norm_blocks(module, checkpoint, step)
         else:
@@ -476,11 +499,14 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
 class Writer:
     """Creates and fills the relations of a checkpoint in an open transaction."""
 
-    def __init__(self, cursor: Cursor, schema: str, vector_schema: str) -> None:
-        """Write into `schema`, with the vector type of `vector_schema`."""
+    def __init__(
+        self, cursor: Cursor, schema: str, vector_schema: str, dtype: str
+    ) -> None:
+        """Write into `schema`, with the vector types of `vector_schema`."""
         self.cursor = cursor
         self.schema = schema
         self.vector = sql.Identifier(vector_schema, "vector")
+        self.weight = sql.Identifier(vector_schema, DTYPES[dtype])
 
     def table(
         self,
@@ -496,7 +522,8 @@ class Writer:
 
         Args:
             name: the table.
-            columns: their definitions; `{vector}` stands for the type.
+            columns: their definitions; `{vector}` stands for that type, `{weight}`
+                for the type of linear modules' weights.
             key: the primary key's columns, if any.
             comment: what the table holds.
             blocks: COPY's input.
@@ -504,7 +531,7 @@ class Writer:
 
         """
         table = sql.Identifier(self.schema, name)
-        definitions = sql.SQL(columns).format(vector=self.vector)
+        definitions = sql.SQL(columns).format(vector=self.vector, weight=self.weight)
         self.cursor.execute(sql.SQL("create table {} ({})").format(table, definitions))
         copy = sql.SQL("copy {} from stdin with (format {}, freeze)").format(
             table, sql.SQL("binary" if binary else "text")
@@ -573,7 +600,7 @@ class Writer:
         self.table(
             module.relation,
             "chunk int not null, feature int not null, "
-            "weight {vector} storage plain not null, bias real not null",
+            "weight {weight} storage plain not null, bias real not null",
             "chunk, feature",
             f"{kind}, {module.inputs} -> {module.outputs}, "
             f"{len(chunks(module.inputs))} chunk(s); "
@@ -736,6 +763,11 @@ def drop_checkpoint(cursor: Cursor, name: str, *, dependents: bool = False) -> N
     cursor.execute("set local lock_timeout = 0")
 
 
+def digest(checkpoint: Checkpoint, dtype: str) -> str:
+    """Name what is loaded: the checkpoint's content, and a dtype that changes it."""
+    return checkpoint.digest + ("" if dtype == "float32" else f"-{dtype}")
+
+
 def load(
     connection: Connection,
     checkpoint: Checkpoint,
@@ -743,6 +775,7 @@ def load(
     *,
     source: str,
     revision: str | None = None,
+    dtype: str = "float32",
     drop_dependents: bool = False,
     progress: Callable[[int], Progress] | None = None,
 ) -> None:
@@ -754,12 +787,14 @@ def load(
         name: a safe schema name.
         source: where it comes from, to be remembered.
         revision: the Hub's revision, if one was asked for.
+        dtype: of the linear modules' weights, one of DTYPES.
         drop_dependents: see `drop_checkpoint`.
         progress: called with the bytes to write; the result is called with
             the bytes of each step.
 
     Raises:
-        CheckpointError: the server refuses; nothing has changed then.
+        CheckpointError: the server refuses, or a weight is too large for `dtype`;
+            nothing has changed then.
 
     """
     connection.rollback()
@@ -772,7 +807,8 @@ def load(
         "revision": revision,
         "dtypes": sorted({tensor.dtype for tensor in checkpoint.stored}),
         "tokens": len(checkpoint.tokenizer.vocabulary) if checkpoint.tokenizer else 0,
-        "digest": checkpoint.digest,
+        "dtype": dtype,
+        "digest": digest(checkpoint, dtype),
         "loaded_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
@@ -799,9 +835,9 @@ def load(
                     sql.Identifier(building), sql.Literal(MARK + json.dumps(about))
                 )
             )
-            writer = Writer(cursor, building, vector_schema)
+            writer = Writer(cursor, building, vector_schema, dtype)
             writer.fixed(checkpoint)
-            packed = module_blocks(checkpoint, step or (lambda _: None))
+            packed = module_blocks(checkpoint, step or (lambda _: None), dtype)
             with contextlib.closing(ahead(packed)) as blocks:
                 for module in checkpoint.modules:
                     # up to the None that ends the module's table
@@ -938,6 +974,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--target", help="the target of profiles.yml (default: the one dbt uses)"
     )
     parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of the weights of linear layers and convolutions; float16 takes half "
+        "the memory, and these layers round their inputs to it too",
+    )
+    parser.add_argument(
         "--no-tokenizer", action="store_true", help="leave the tokenizer out"
     )
     parser.add_argument(
@@ -999,7 +1042,7 @@ def run(options: argparse.Namespace) -> None:
                         about = loaded_checkpoints(cursor).get(name, {})
                 except psycopg2.Error as error:
                     raise CheckpointError(_refusal(error, name)) from None
-                if about.get("digest") == checkpoint.digest:
+                if about.get("digest") == digest(checkpoint, options.dtype):
                     print(f"{name} is loaded and unchanged.")
                     return
             load(
@@ -1008,6 +1051,7 @@ def run(options: argparse.Namespace) -> None:
                 name,
                 source=options.source,
                 revision=options.revision,
+                dtype=options.dtype,
                 drop_dependents=options.drop_dependents,
                 progress=_bar("loading", bars),
             )

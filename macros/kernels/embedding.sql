@@ -25,7 +25,7 @@ from {{ tokens }} as tokens
 {#- One row of an embedding's weights, its chunks put together. -#}
 {% macro embedding_row(weights, feature) -%}
     (
-        select {{ db_function('vector_concat') }}(w.weight order by w.chunk)
+        select {{ db_function('vector_concat') }}(w.weight::vector order by w.chunk)
         from generate_series(0, (select max(chunk) from {{ weights }})) as part
         inner join {{ weights }} as w
             on part = w.chunk and w.feature = {{ feature }}

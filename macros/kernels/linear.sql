@@ -4,12 +4,13 @@
     input     [places, in]     relation of a layer
     weights   [out, in], [out] one row per output feature: (chunk, feature,
                                weight, bias), split along the input in chunks
-                               that fit a page, see chunk_size()
+                               that fit a page, see chunk_size(); weight is a
+                               vector or a halfvec
     residual  [places, out]    relation of a layer, added to the result
     -> [places, out]
 
-    Each output is one inner product (pgvector, float32); the chunks' partial
-    results add up as vectors.
+    Each output is one inner product (pgvector; sums in float32); the chunks'
+    partial results add up as vectors.
     Behaves as torch.nn.Linear; the activation as transformers' ACT2FN.
 -#}
 {% macro linear(input, weights, activation=none, residual=none) -%}
@@ -76,7 +77,7 @@ inner join {{ residual }} as residual
                     where w.chunk = input.chunk
                     order by w.feature
                 ){{ '::vector' if as == 'vector' }} as y
-            from {{ input_chunks(x) | indent(12) }} as input
+            from {{ input_chunks(x, weights) | indent(12) }} as input
         ) as partial
     )
 {%- endmacro %}
@@ -108,7 +109,7 @@ union all
     with inputs as materialized (
         select {{ place(x) }}, input.chunk, input.activation
         from {{ x }}
-        cross join lateral {{ input_chunks(x ~ '.activation') | indent(8) }} as input
+        cross join lateral {{ input_chunks(x ~ '.activation', weights) | indent(8) }} as input
         where (select count(*) from {{ x }}) > 1
     ),
 
@@ -184,14 +185,17 @@ union all
 {%- endmacro %}
 
 
-{#- A vector's chunks, see chunk_count(): a FROM item (chunk, activation). -#}
-{% macro input_chunks(x) -%}
+{#-
+    A vector's chunks, see chunk_count(): a FROM item (chunk, activation). They have
+    the type of the weights, vector or halfvec, so that each is rounded once.
+-#}
+{% macro input_chunks(x, weights) -%}
 (
     select
         chunk,
-        subvector(
+        coalesce((select weight from {{ weights }} where false), subvector(
             {{ x }}, chunk * {{ chunk_size(x) }} + 1, {{ chunk_size(x) }}
-        ) as activation
+        )) as activation
     from generate_series(0, {{ chunk_count(x) }} - 1) as chunk
     offset 0
 )
