@@ -44,7 +44,8 @@ LOADED, WHOLE = "test_faults_loaded", "test_faults_whole"
 
 # How many faults: in loading, and at each kind of point (see Disturbed.reached).
 LOADS = 20
-TEXT_POINTS = {"model": 8, "token": 8, "finished": 8}
+TEXT_POINTS = {"model": 7, "token": 7, "finished": 7}
+REFRESHES = 5
 IMAGE_POINTS = {"model": 4, "step": 6}
 
 # Runs in succession that may end before the fault, or in spite of it.
@@ -52,6 +53,9 @@ MISSES = 12
 
 # Bytes that a file may have while the disk is "full".
 FILE_LIMITS = (0, 8192, 65536)
+
+# What an attempt has of its own.
+IGNORED = {"finished_at", "sequence_id", "completion_id"}
 
 # Of logarithms of probabilities and activations; texts and tokens are the same.
 TOLERANCE = 1e-6
@@ -556,6 +560,14 @@ def assert_near(found: list[Row], expected: list[Row], ignored: set[str]) -> Non
                 assert ours[name] == other[name], (name, ours, other)
 
 
+def assert_same_completions(found: dict[int, Row], expected: dict[int, Row]) -> None:
+    assert list(found) == list(expected)
+    assert_near(list(found.values()), list(expected.values()), IGNORED | {"tokens"})
+    for prompt_id, row in expected.items():
+        if row["tokens"]:
+            assert_near(found[prompt_id]["tokens"], row["tokens"], IGNORED)
+
+
 def prompts(job: int) -> list[Row]:
     """A batch each; one is wrong, and one only scored."""
     texts = ["It is a truth", "", "Elinor and Marianne", "Mr. Knightley said", "Anne"]
@@ -578,9 +590,11 @@ def prompts(job: int) -> list[Row]:
     ]
 
 
-def test_text(
+@pytest.fixture
+def text_runs(
     faults: Faults, dbt: Dbt, folders: dict[str, Path], project: Path
-) -> None:
+) -> Callable[[str], Gpt2]:
+    """Make the text network's runs in a schema."""
     load_checkpoint(folders[TEXT], TEXT)
 
     def make(schema: str) -> Gpt2:
@@ -589,21 +603,23 @@ def test_text(
             {"batch_memory": "1kB"},
         )  # fmt: skip
 
-    runs = make(SCHEMA)
-    disturbed = Disturbed(faults, runs, "completion_tokens", "prompt_id", "position")
+    return make
+
+
+def of_text(faults: Faults, runs: Gpt2) -> Disturbed:
+    return Disturbed(faults, runs, "completion_tokens", "prompt_id", "position")
+
+
+def test_text(faults: Faults, text_runs: Callable[[str], Gpt2]) -> None:
+    runs = text_runs(SCHEMA)
+    disturbed = of_text(faults, runs)
     jobs = disturbed.disturb_all(
         TEXT_POINTS, lambda job: runs.write_prompts(prompts(job))
     )
-    other = make(UNDISTURBED)
+    other = text_runs(UNDISTURBED)
     other.write_prompts(row for job in range(jobs) for row in prompts(job))
     other.run()
-    found, expected = runs.completions(), other.completions()
-    assert list(found) == list(expected)
-    ignored = {"finished_at", "sequence_id", "completion_id", "tokens"}
-    assert_near(list(found.values()), list(expected.values()), ignored)
-    for prompt_id, row in expected.items():
-        if row["tokens"]:
-            assert_near(found[prompt_id]["tokens"], row["tokens"], ignored)
+    assert_same_completions(runs.completions(), other.completions())
     for name, order in {
         "scores": "prompt_id",
         "token_scores": "prompt_id, position",
@@ -612,9 +628,28 @@ def test_text(
             each.query(f"select * from {each.schema}.{TEXT}_{name} order by {order}")
             for each in (runs, other)
         )
-        assert_near(ours, theirs, ignored)
+        assert_near(ours, theirs, IGNORED)
     for each in (runs, other):
         drop_schemas(each)
+
+
+def test_begun_anew(faults: Faults, text_runs: Callable[[str], Gpt2]) -> None:
+    """What a killed --full-refresh has not come to is not taken for its own."""
+    runs = text_runs(SCHEMA)
+    disturbed = of_text(faults, runs)
+    runs.write_prompts(prompts(0))
+    runs.run()
+    expected = runs.completions()
+    for _ in range(REFRESHES):
+        place, reached = disturbed.point("model")
+        delay = faults.random.uniform(0, 0.06)
+        assert faults.disturb(
+            lambda log: runs.start(log, "--full-refresh"), "dbt", reached, delay, place
+        )
+        runs.connection = faults.connection
+        runs.run()
+        assert_same_completions(runs.completions(), expected)
+    drop_schemas(runs)
 
 
 def requests(job: int) -> list[Row]:
