@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -51,13 +52,18 @@ def run_script(
 
 
 def _remove_server(folder: Path) -> None:
-    """Stop the server in a tests' folder and remove the folder."""
+    """Stop the servers in a tests' folder and remove the folder."""
     if (folder / "pg").exists():
         run_script(
             "server.py",
             "delete",
             env={**os.environ, "DBT_NN_DATA": str(folder / "pg")},
         )
+    # where the tests were killed, own_server did not stop its own
+    for home in folder.glob("own-*"):
+        process = server_script._postmaster(server_script.Place(home, Path(), None))
+        if process is not None:
+            os.kill(process, signal.SIGQUIT)  # immediate
     shutil.rmtree(folder, ignore_errors=True)
 
 

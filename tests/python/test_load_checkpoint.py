@@ -1001,6 +1001,7 @@ def test_name_from_source(source: str, expected: str) -> None:
     [
         *["", "Gpt2", "1b", "a-b", 'a"b', "a;drop", "a b", "é", "x" * 51, "gpt2\n"],
         *["public", "pg_catalog", "pg_x", "information_schema", "dbt_nn_loading_1"],
+        *["$$", "a'b", "a%s", "{{ target.schema }}", "{% do x %}", "a\\\nb", "a\0b"],
     ],
 )
 def test_unsafe_names(name: str) -> None:
@@ -1487,6 +1488,143 @@ def test_hostile_header(tmp_path: Path, content: bytes) -> None:
     ):
         checkpoint.read_header(path, file)
     assert time.monotonic() - started < 2
+
+
+# Bytes that reading a hostile checkpoint may add to a process.
+MEMORY = 3 << 29
+TEBIBYTE = 1 << 40
+LIMITED = """
+import resource, sys, time
+from pathlib import Path
+import load_checkpoint
+
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for folder in sys.argv[3:]:
+    started = time.monotonic()
+    code = load_checkpoint.main([folder, "--name", sys.argv[2]])
+    print(code, Path(folder).name, time.monotonic() - started, sep="\\t")
+"""
+
+
+def filled(start: bytes, item: bytes, end: bytes, size: int) -> bytes:
+    """JSON of about `size` bytes that takes far more once it is parsed."""
+    return start + item * ((size - len(start) - len(end)) // len(item)) + end
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS ignores RLIMIT_AS")
+def test_hostile_files_in_little_memory(
+    connection: Any, name: str, server: Any, folder: Path, tmp_path: Path
+) -> None:
+    """Each is refused in one line, in bounded time and memory."""
+    limit = checkpoint.MAX_HEADER_BYTES
+    keys = ",".join(f'"{n}":{{}}' for n in range(limit // 14)).encode()
+    tensor = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    tensors = b",".join(b'"%d":%b' % (n, tensor) for n in range(limit // 64))
+    headers = {
+        **HOSTILE,
+        "lists": header_of(filled(b'{"a":[[]', b",[]", b"]}", limit)),
+        "numbers": header_of(filled(b'{"a":[999', b",999", b"]}", limit)),
+        "keys": header_of(b"{" + keys + b"}"),
+        "tensors": header_of(b"{" + tensors + b"}"),
+        "long": header_of(b"{}", length=TEBIBYTE),
+        "large": header_of({FC: entry([TEBIBYTE // 4], 0, TEBIBYTE)}),
+    }
+    folders = []
+    for label, content in headers.items():
+        made = tmp_path / label
+        shutil.copytree(folder, made)
+        path = made / "model.safetensors"
+        path.write_bytes(content)
+        if label in ("long", "large"):  # and takes no room on the disk
+            os.truncate(path, len(content) + TEBIBYTE)
+        folders.append(made)
+    for file, size in {
+        "config.json": checkpoint.MAX_CONFIG_BYTES,
+        "model.safetensors.index.json": limit,
+        "tokenizer.json": checkpoint.MAX_TOKENIZER_BYTES,
+        "vocab.json": checkpoint.MAX_TOKENIZER_BYTES,
+    }.items():
+        made = tmp_path / file.removesuffix(".json")
+        shutil.copytree(folder, made)
+        if file.startswith("model."):
+            (made / "model.safetensors").unlink()
+        if file.startswith("vocab."):
+            (made / "merges.txt").touch()
+        (made / file).write_bytes(filled(b'{"a":[[]', b",[]", b"]}", size))
+        folders.append(made)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(MEMORY), name, *map(str, folders)],
+        env=os.environ | {"PYTHONPATH": str(SCRIPTS)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [result[:2] for result in results] == [["1", made.name] for made in folders]
+    errors = done.stderr.splitlines()
+    assert len(errors) == len(folders)
+    assert all(line.startswith("error: ") and len(line) < 1000 for line in errors)
+    assert max(float(seconds) for _, _, seconds in results) < 30, results
+
+
+HOSTILE_TEXTS = [
+    "it's \"quoted\" ''twice''",
+    "\\\n\\' \\x41 E'\\n'",
+    "$$ $body$ $forward$ $1",
+    "%s %(name)s %% %d",
+    "{{ 1 / 0 }} {% do x %} {# note #} {{",
+    "'; drop schema public cascade; --",
+    "\r\n\t\x1b[2J\u202e",
+]
+
+
+@pytest.mark.parametrize("text", [*HOSTILE_TEXTS, "a\0b"])
+def test_hostile_tensor_name(
+    connection: Any, name: str, load: Callable[..., Any], folder: Path, text: str
+) -> None:
+    """It is shown as Python writes it, on one line."""
+    retensor(folder, **{text: torch.zeros(2)})
+    result = load(folder)
+    assert result.code == 1
+    assert repr(text) in result.err
+    assert result.err.count("\n") == 1
+    assert not query(connection, "select 1 from pg_namespace where nspname = %s", name)
+
+
+def test_hostile_values_and_file_names(
+    connection: Any,
+    name: str,
+    load: Callable[..., Any],
+    folder: Path,
+    tmp_path: Path,
+    capsys: Any,
+) -> None:
+    """Texts of config.json, and the names of folder and file, are kept as they are."""
+    edit(folder / "config.json", texts=HOSTILE_TEXTS)
+    (folder / "model.safetensors").rename(folder / "a'b\"$$ {{ x }} %s.safetensors")
+    for text in HOSTILE_TEXTS:
+        source = tmp_path / text.replace("/", "|")
+        folder.rename(source)
+        folder = source
+        assert load(folder).code == 0
+        [(comment,)] = query(
+            connection,
+            "select obj_description(oid) from pg_namespace where nspname = %s",
+            name,
+        )
+        assert json.loads(comment.partition(": ")[2])["source"] == str(source)
+        assert load_checkpoint.main(["--list"]) == 0
+        listed = capsys.readouterr().out.splitlines()
+        assert len([line for line in listed if name in line]) == 1
+        assert all(line.isprintable() for line in listed)
+    [(texts,)] = query(
+        connection, f"select value from {name}.config where parameter = 'texts'"
+    )
+    assert texts == HOSTILE_TEXTS
 
 
 json_values = st.recursive(

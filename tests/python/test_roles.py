@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -123,7 +124,11 @@ def test_least_rights(
             " where relnamespace = 'dbt_nn'::regnamespace and relkind in ('r', 'v')",
         ) == [(True,)]
     # a checkpoint that is there is replaced, which drops and renames schemas
-    load_checkpoint(TWIN, "gpt2_twin", environment)
+    replaced = run_script(
+        *("load_checkpoint.py", str(TWIN), "--name", "gpt2_twin"),
+        env={**os.environ, **environment},
+    )
+    assert "Loaded gpt2_twin" in replaced.stdout, replaced.stdout + replaced.stderr
     with connected(own_server, WRITER, passwords[WRITER]) as writer:
         assert ask(
             writer,

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import jinja2
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import execute_values
 from tokenizers.pre_tokenizers import ByteLevel
@@ -221,6 +223,29 @@ def tokenizer(
 def test_random_texts(tokenizer: Tokenizer) -> None:
     """10,000 of them, in one batch."""
     tokenizer.check(random_texts(10_000, seed=42))
+
+
+PIECES = [
+    *ASCII, *SPACES, *CONTRACTIONS, *SPECIALS, *NUMBERS, *SCRIPTS, *EMOJI, *WORDS
+]  # fmt: skip
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(
+    texts=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+        | st.lists(st.sampled_from(PIECES)).map("".join),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_fuzzed_texts(tokenizer: Tokenizer, texts: list[str]) -> None:
+    """Whatever hypothesis finds; it shortens what differs."""
+    tokenizer.check(texts)
 
 
 @pytest.mark.slow
