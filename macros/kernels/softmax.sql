@@ -19,35 +19,37 @@
 {%- else -%}
     (
         select case
-            when spread.squarings is null then {{ softmax_by_element(x) | indent(12) }}
-            else (
-                select e.x * {{ broadcast(
-                    '1 / inner_product(e.x, ' ~ broadcast('1', 'spread.n') ~ ')', 'spread.n'
-                ) }}
-                from (
-                    select {{ vector_exp(
+            when e.x is null then {{ softmax_by_element(x) | indent(12) }}
+            else e.x * {{ broadcast(
+                '1 / inner_product(e.x, ' ~ broadcast('1', 'e.n') ~ ')', 'e.n'
+            ) }}
+        end
+        from (
+            select
+                spread.n,
+                case when spread.squarings is not null then
+                    {{ vector_exp(
                         '(' ~ x ~ '::vector - ' ~ broadcast('spread.largest', 'spread.n')
                         ~ ') * ' ~ broadcast('1 / 2.0 ^ spread.squarings', 'spread.n'),
                         coefficients,
                         'spread.squarings'
-                    ) }} as x
-                    offset 0
-                ) as e
-            )
-        end
-        from (
-            select
-                elements.*,
-                {{ exp_squarings('elements.largest - elements.smallest') }} as squarings
+                    ) }}
+                end as x
             from (
                 select
-                    max(element.x) as largest,
-                    min(element.x) as smallest,
-                    count(*)::integer as n
-                from (select unnest({{ x }}) as x) as element
-            ) as elements
+                    elements.*,
+                    {{ exp_squarings('elements.largest - elements.smallest') }} as squarings
+                from (
+                    select
+                        max(element.x) as largest,
+                        min(element.x) as smallest,
+                        count(*)::integer as n
+                    from (select unnest({{ x }}) as x) as element
+                ) as elements
+                offset 0
+            ) as spread
             offset 0
-        ) as spread
+        ) as e
     )
 {%- endif -%}
 {%- endmacro %}

@@ -107,7 +107,8 @@ md5('{{ local_md5(sql) }}' || coalesce(
 {#-
     DDL of a layer's table. `kind` is 'unlogged table' for activations, which can
     be computed again, else 'table'. A vector stays in its row as long as that
-    fits a page (TOAST would copy it at each use), and is never compressed.
+    fits a page (TOAST would copy it at each use), and is never compressed. No plan
+    needs statistics of activations, of which autovacuum would keep megabytes.
 -#}
 {% macro create_layer(relation, sql, kind) -%}
     create {{ kind }} {{ relation }} as
@@ -121,10 +122,11 @@ md5('{{ local_md5(sql) }}' || coalesce(
         for column_name in
             select attname from pg_attribute
             where attrelid = '{{ relation }}'::regclass
-                and attnum > 0 and attstorage = 'x'
+                and attnum > 0 and attstorage in ('x', 'e')
         loop
             execute format(
-                'alter table {{ relation }} alter %I set storage external',
+                'alter table {{ relation }} alter %1$I set storage external
+                {%- if kind == "unlogged table" %}, alter %1$I set statistics 0{% endif %}',
                 column_name
             );
         end loop;
