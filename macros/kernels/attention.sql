@@ -221,18 +221,30 @@ group by outputs.sequence_id, outputs.position
 
 {% macro postgres__transposed_blocks(input) -%}
 select
-    x.sequence_id,
-    last.position / {{ attention_block() }} as block,
-    element.feature::integer as feature,
-    array_agg(element.value order by x.position)::vector as activation
-from {{ frontier() }} as last
-inner join {{ input }} as x
-    on last.sequence_id = x.sequence_id
-    and x.position > last.position - {{ attention_block() }}
-    and x.position <= last.position
-cross join unnest(x.activation::real[]) with ordinality as element (value, feature)
-where last.position % {{ attention_block() }} = {{ attention_block() }} - 1
-group by x.sequence_id, last.position, element.feature
+    complete.sequence_id,
+    complete.block,
+    feature,
+    array(
+        select complete.elements[i][feature]
+        from generate_series(1, {{ attention_block() }}) as i
+    )::vector as activation
+from (
+    select
+        last.sequence_id,
+        last.position / {{ attention_block() }} as block,
+        {# [positions][n] #}
+        (
+            select array_agg(x.activation::real[] order by x.position)
+            from {{ input }} as x
+            where x.sequence_id = last.sequence_id
+                and x.position > last.position - {{ attention_block() }}
+                and x.position <= last.position
+        ) as elements
+    from {{ frontier() }} as last
+    where last.position % {{ attention_block() }} = {{ attention_block() }} - 1
+    offset 0
+) as complete
+cross join generate_series(1, array_length(complete.elements, 2)) as feature
 {%- endmacro %}
 
 

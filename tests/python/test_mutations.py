@@ -169,8 +169,8 @@ MUTATIONS = [
     Mutation(
         "values of a block in another order",
         "kernels/attention.sql",
-        "array_agg(element.value order by x.position)",
-        "array_agg(element.value order by x.position desc)",
+        "array_agg(x.activation::real[] order by x.position)",
+        "array_agg(x.activation::real[] order by x.position desc)",
         "complete_blocks_are_transposed",
     ),
     Mutation(
