@@ -333,7 +333,7 @@ def test_own_server(dbt: Dbt, own_server: OwnServer) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", [TWIN, UNET_TWIN], ids=["gpt2", "ddpm"])
 def test_file_is_what_the_libraries_compute(folder: Path) -> None:
-    """As scripts/make_reference.py writes it, within one rounding to float32."""
+    """As scripts/make_reference.py writes it, within roundings to float32."""
     import torch
 
     from make_reference import REFERENCE, make
@@ -349,7 +349,9 @@ def test_file_is_what_the_libraries_compute(folder: Path) -> None:
                 assert torch.equal(found, expected), name
             else:
                 largest = float(expected.abs().max())
-                assert float((found - expected).abs().max()) <= 1e-7 * largest, name
+                # diffusers computes some of it in float32 even so, and processors
+                # differ in the last bits: by 2e-7 on an Intel and an AMD
+                assert float((found - expected).abs().max()) <= 1e-6 * largest, name
         for part in ("inputs", "files"):
             assert json.loads(file.metadata()[part]) == json.loads(metadata[part])
 
