@@ -608,7 +608,12 @@ def _start_process(place: Place) -> None:
         # a killed server's children need a moment to go, and a server whose
         # folder was removed notices within a minute
         lingering = "shared memory block" in log or "lock file" in log
-        if not lingering or time.monotonic() > deadline:
+        # killed just after a transaction that truncated an UNLOGGED table was
+        # rolled back, PostgreSQL recovers in two attempts: the first finds what is
+        # left of the table's new file before it has made again what says that the
+        # file may go (its init fork), and the second removes it
+        unlogged = "could not create file" in log and "File exists" in log
+        if not (lingering or unlogged) or time.monotonic() > deadline:
             break
         time.sleep(0.5)
     hint = ""

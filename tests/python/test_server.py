@@ -88,6 +88,34 @@ def test_keeps_data_over_a_kill(place):
         assert cursor.fetchall() == [("[1,2]",)]
 
 
+def test_starts_over_a_kill_after_a_truncate_that_was_rolled_back(place):
+    """PostgreSQL's own recovery fails once, since the rollback was not yet logged."""
+    succeed("start")
+    with contextlib.closing(database.connect(autocommit=True)) as connection:
+        cursor = connection.cursor()
+        cursor.execute("create unlogged table activations (x real)")
+        cursor.execute("create table kept as select 1 as x")
+        cursor.execute("insert into activations values (1)")
+        cursor.execute("checkpoint")
+        cursor.execute("begin; truncate activations")
+        cursor.execute("select pg_switch_wal()")  # writes the log up to here
+        cursor.execute("rollback")
+        process = postmaster(place)
+        listed = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
+        )
+        pairs = [line.split() for line in listed.stdout.splitlines()]
+        children = [int(pid) for pid, parent in pairs if int(parent) == process]
+        for each in [process, *children]:
+            os.kill(each, signal.SIGKILL)
+    assert "is running" in succeed("start")
+    assert "File exists" in place.log.read_text()
+    with contextlib.closing(database.connect(autocommit=True)) as connection:
+        cursor = connection.cursor()
+        cursor.execute("select (select x from kept), (select x from activations)")
+        assert cursor.fetchall() == [(1, None)]
+
+
 def test_starts_again_where_the_socket_was_lost(place):
     succeed("start")
     process = postmaster(place)
