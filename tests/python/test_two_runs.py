@@ -247,7 +247,11 @@ def test_checkpoint_of_another_run(
     """One that is loaded between two models stops the run."""
     leases = f"{SCHEMA}.network_leases"
     hold = f"select {SCHEMA}.hold_lease('a', 'one', 'm', '{TEXT}')"
-    first.query(f"select * from {SCHEMA}.take_leases(array['a'], 'one', 'dbt run')")
+    take = f"select * from {SCHEMA}.take_leases(array['a'], 'one', 'dbt run')"
+    # a session that was closed holds its lock until the server has noticed
+    wait_until = time.monotonic() + 10
+    while first.query(take):
+        assert time.monotonic() < wait_until
     with contextlib.closing(database.connect(autocommit=True)) as session:
         session.cursor().execute(hold)
     try:
