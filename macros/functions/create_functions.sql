@@ -39,6 +39,10 @@
         sfunc = {{ db_function('array_add') }}, stype = real[], parallel = safe
     );
 
+    create or replace aggregate {{ db_function('array_concat') }} (real[]) (
+        sfunc = array_cat, stype = real[], parallel = safe
+    );
+
     {# The vector again and again, to a length. #}
     create or replace function {{ db_function('repeat_vector') }} (
         x vector, length integer

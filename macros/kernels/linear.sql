@@ -23,7 +23,7 @@
 {% macro postgres__linear(input, weights, activation, residual) -%}
 {{ parallel_matmul(input, weights) }}
 with x as materialized (
-    select {{ place('x') }}, x.activation
+    select {{ place('x') }}, {{ detoasted('x.activation') }} as activation
     from {{ at_frontier(input, 'x') }}
     where {{ in_band('x') }}
 ),
@@ -56,14 +56,15 @@ inner join {{ residual }} as residual
     x         vector(in)       expression of the enclosing row
     weights   [out, in], [out] as in linear()
     as        'vector', or 'array' (real[]) for more than 16,000 outputs
+    banded    for only those features that are the band's, see first_block()
     -> vector(out) or real[out]
 -#}
-{% macro matmul(x, weights, as='vector') -%}
-    {{ return(adapter.dispatch('matmul', 'dbt_nn')(x, weights, as)) }}
+{% macro matmul(x, weights, as='vector', banded=false) -%}
+    {{ return(adapter.dispatch('matmul', 'dbt_nn')(x, weights, as, banded)) }}
 {%- endmacro %}
 
 
-{% macro postgres__matmul(x, weights, as) -%}
+{% macro postgres__matmul(x, weights, as, banded) -%}
     (
         select {{ db_function('vector_sum' if as == 'vector' else 'array_sum') }}(
             partial.y order by partial.chunk
@@ -75,6 +76,12 @@ inner join {{ residual }} as residual
                     select (inner_product(w.weight, input.activation) + w.bias)::real
                     from {{ weights }} as w
                     where w.chunk = input.chunk
+                    {%- if banded %}
+                        and w.feature
+                            >= {{ first_block(weights, band()) }} * {{ feature_block() }}
+                        and w.feature
+                            < {{ first_block(weights, band() ~ ' + 1') }} * {{ feature_block() }}
+                    {%- endif %}
                     order by w.feature
                 ){{ '::vector' if as == 'vector' }} as y
             from {{ input_chunks(x, weights) | indent(12) }} as input
@@ -86,40 +93,42 @@ inner join {{ residual }} as residual
 {#-
     The same for every row of a relation: a SELECT.
 
-    x         [places, in]     relation: (place, activation)
+    x         [places, in]     relation: (place, activation), the vectors in
+                               memory: each is read once for a block, and
+                               detoasted() saves fetching it as often
     -> (place, activation), activation as matmul() gives it
 
     One row meets the weights as they are read. Several share the reading: a
-    block of weights becomes an array, which stays in the processor's cache
-    while it meets every row. `offset 0` keeps the blocks in the outer loop.
+    block of weights becomes one row, which stays in the processor's cache while
+    it meets every row of x. Its weights are columns w0, w1, ..., so that one
+    expression has all their products and no node of the plan runs for each.
+    `offset 0` keeps the blocks in the outer loop.
 -#}
-{% macro matmul_rows(x, weights, as='vector') -%}
-    {{ return(adapter.dispatch('matmul_rows', 'dbt_nn')(x, weights, as)) }}
+{% macro matmul_rows(x, weights, as='vector', banded=false) -%}
+    {{ return(adapter.dispatch('matmul_rows', 'dbt_nn')(x, weights, as, banded)) }}
 {%- endmacro %}
 
 
-{% macro postgres__matmul_rows(x, weights, as) -%}
-select {{ place(x) }}, {{ matmul(x ~ '.activation', weights, as) | indent(4) }} as activation
+{% macro postgres__matmul_rows(x, weights, as, banded) -%}
+select
+    {{ place(x) }},
+    {{ matmul(x ~ '.activation', weights, as, banded) | indent(4) }} as activation
 from {{ x }}
-where (select count(*) from {{ x }}) = 1
+where not {{ has_several_rows(x) }}
 
 union all
 
 (
-    with inputs as materialized (
-        select {{ place(x) }}, input.chunk, input.activation
-        from {{ x }}
-        cross join lateral {{ input_chunks(x ~ '.activation', weights) | indent(8) }} as input
-        where (select count(*) from {{ x }}) > 1
-    ),
-
-    blocks as (
-        select input.chunk, block.number, w.weights, w.bias
-        from (select distinct chunk from inputs) as input
+    with blocks as (
+        select
+            input.chunk,
+            block.number,
+            w.bias,
+            {{ block_columns('w.weights', 'w', feature_block()) | indent(12) }}
+        from generate_series(0, (select max(chunk) from {{ weights }})) as input (chunk)
         cross join generate_series(
-            0, (
-                select max(feature) from {{ weights }} where chunk = 0
-            ) / {{ feature_block() }}
+            {{ first_block(weights, band()) if banded else 0 }},
+            {{ first_block(weights, band() ~ ' + 1') if banded else block_count(weights) }} - 1
         ) as block (number)
         cross join lateral (
             select
@@ -130,6 +139,7 @@ union all
                 and feature >= block.number * {{ feature_block() }}
                 and feature < (block.number + 1) * {{ feature_block() }}
         ) as w
+        where {{ has_several_rows(x) }}
         offset 0
     ),
 
@@ -137,19 +147,21 @@ union all
         select
             {{ place('product') }},
             blocks.number as block,
-            product.chunk,
+            blocks.chunk,
             product.outputs
         from blocks
         cross join lateral (
             select
-                {{ place('inputs') }},
-                inputs.chunk,
-                array(
-                    select inner_product(w.weight, inputs.activation)
-                    from (select unnest(blocks.weights) as weight) as w
-                )::vector + blocks.bias as outputs
-            from inputs
-            where inputs.chunk = blocks.chunk
+                {{ place('input') }},
+                {{ block_products('blocks.w', 'input.activation', feature_block()) | indent(16) }}
+                + blocks.bias as outputs
+            from (
+                select
+                    {{ place(x) }},
+                    {{ input_chunk(x ~ '.activation', 'blocks.chunk', weights) | indent(20) }} as activation
+                from {{ x }}
+                offset 0
+            ) as input
             offset 0
         ) as product
     ),
@@ -173,7 +185,7 @@ union all
             order by sums.block
         ) as activation
     from {{ x }}
-    where (select count(*) from {{ x }}) > 1
+    where {{ has_several_rows(x) }}
     {%- else -%}
     select
         {{ place('sums') }},
@@ -185,26 +197,72 @@ union all
 {%- endmacro %}
 
 
-{#-
-    A vector's chunks, see chunk_count(): a FROM item (chunk, activation). They have
-    the type of the weights, vector or halfvec, so that each is rounded once.
--#}
+{#- A condition that is looked at once a statement. -#}
+{% macro has_several_rows(x) -%}
+    exists (select from {{ x }} offset 1)
+{%- endmacro %}
+
+
+{#- A vector's chunks, see chunk_count(): a FROM item (chunk, activation). -#}
 {% macro input_chunks(x, weights) -%}
 (
-    select
-        chunk,
-        coalesce((select weight from {{ weights }} where false), subvector(
-            {{ x }}, chunk * {{ chunk_size(x) }} + 1, {{ chunk_size(x) }}
-        )) as activation
+    select chunk, {{ input_chunk(x, 'chunk', weights) | indent }} as activation
     from generate_series(0, {{ chunk_count(x) }} - 1) as chunk
     offset 0
 )
 {%- endmacro %}
 
 
+{#- One of them. It has the type of the weights, vector or halfvec, so that it is
+    rounded once. -#}
+{% macro input_chunk(x, chunk, weights) -%}
+coalesce((select weight from {{ weights }} where false), subvector(
+    {{ x }}, {{ chunk }} * {{ chunk_size(x) }} + 1, {{ chunk_size(x) }}
+))
+{%- endmacro %}
+
+
+{#- The first n elements of an array as columns of a select list, prefix0,
+    prefix1, ...; NULL where it is shorter. -#}
+{% macro block_columns(elements, prefix, n) -%}
+    {%- for i in range(n) -%}
+        {{ elements }}[{{ i + 1 }}] as {{ prefix }}{{ i }}{{ ',\n' if not loop.last }}
+    {%- endfor -%}
+{%- endmacro %}
+
+
+{#- The inner products of x and each of those columns that is not NULL: a vector. -#}
+{% macro block_products(prefix, x, n) -%}
+array_remove(array[
+    {%- for i in range(n) %}
+    inner_product({{ prefix }}{{ i }}, {{ x }}){{ ',' if not loop.last }}
+    {%- endfor %}
+], null)::vector
+{%- endmacro %}
+
+
 {#- Features in a block of weights: with 1,920 inputs, half a MiB. -#}
 {% macro feature_block() -%}
-    64
+    {{ return(64) }}
+{%- endmacro %}
+
+
+{#- How many blocks: a scalar expression. -#}
+{% macro block_count(weights) -%}
+    (select max(feature) / {{ feature_block() }} + 1 from {{ weights }} where chunk = 0)
+{%- endmacro %}
+
+
+{#- The first block of features that is a band's; up to the next one's, they are
+    its own. -#}
+{% macro first_block(weights, band) -%}
+    ({{ block_count(weights) }} * ({{ band }}) / {{ bands() }})
+{%- endmacro %}
+
+
+{#- A vector as a copy in memory, where a table may have it in TOAST. -#}
+{% macro detoasted(x) -%}
+    subvector({{ x }}, 1, vector_dims({{ x }}))
 {%- endmacro %}
 
 

@@ -15,27 +15,28 @@
 
 
 {% macro postgres__lm_head(input, weights, all_positions) -%}
+{#- A band is of some features, as each place's would read all weights again. -#}
 {{ parallel_work(
     '(select sum(vector_dims(x.activation)) from ' ~ at_frontier(input, 'x')
     ~ ') * (select max(feature) from ' ~ weights ~ ' where chunk = 0)',
-    each_step=true
+    each_step=true,
+    joined='logits'
 ) }}
 with x as materialized (
-    select {{ place('x') }}, x.activation
+    select {{ place('x') }}, {{ detoasted('x.activation') }} as activation
     from {{ at_frontier(input, 'x') }}
-    where {{ in_band('x') }}
     {%- if not all_positions %}
-        and not exists (
-            select from {{ frontier() }} as later
-            where later.sequence_id = x.sequence_id
-                and later.position = x.position + 1
-                and later.step = frontier.step
-        )
+    where not exists (
+        select from {{ frontier() }} as later
+        where later.sequence_id = x.sequence_id
+            and later.position = x.position + 1
+            and later.step = frontier.step
+    )
     {%- endif %}
 )
 
 select {{ place('product') }}, product.activation as logits
 from (
-    {{ matmul_rows('x', weights, as='array') | indent }}
+    {{ matmul_rows('x', weights, as='array', banded=true) | indent }}
 ) as product
 {%- endmacro %}

@@ -3,13 +3,14 @@
 
     PostgreSQL computes a correlated sub-select, which every matrix product here
     is, in the leader of a query only, but it runs a function wherever it is
-    called. So a kernel says which rows belong to a band (in_band()) and how much
-    work the layer is (parallel_work()); the materialization compiles the same
-    SELECT into a function of the band, and lets a Parallel Append call it once
-    for each. As it stands in the model, the SELECT is the only band of one.
+    called. So a kernel says which rows belong to a band (in_band()), or which
+    part of every row, and how much work the layer is (parallel_work()); the
+    materialization compiles the same SELECT into a function of the band, and lets
+    a Parallel Append call it once for each. As it stands in the model, the SELECT
+    is the only band of one.
 
-    A row does not depend on its band: the layer is the same to the bit whatever
-    the number of workers, which may be none.
+    No number depends on its band: the layer is the same to the bit whatever the
+    number of workers, which may be none.
 -#}
 
 
@@ -41,9 +42,14 @@
     each_step   whether a step of a text, which has few places, is to be shared
                 as well as the prompts are. To look at the work of every layer
                 at every token would take longer than it gained.
+    joined      a column of type real[], if a band has a part of every place's
+                elements and not all elements of some places
 -#}
-{% macro parallel_work(work, each_step=false) -%}
+{% macro parallel_work(work, each_step=false, joined=none) -%}
     /* work{{ ' of each step' if each_step }}: {{ work }} */
+    {%- if joined %}
+/* joined: {{ joined }} */
+    {%- endif %}
 {%- endmacro %}
 
 
@@ -65,6 +71,13 @@
 {%- endmacro %}
 
 
+{#- The column whose parts are joined; none if bands are of places. -#}
+{% macro joined_column(sql) -%}
+    {%- set found = modules.re.search('/[*] joined: (\w+) [*]/', sql) -%}
+    {{ return(found.group(1) if found else none) }}
+{%- endmacro %}
+
+
 {#- Whether it is of a text's every step. -#}
 {% macro is_work_of_each_step(sql) -%}
     {{ return('/* work of each step: ' in sql) }}
@@ -83,9 +96,9 @@
 
 {#-
     The functions `<layer>_band(band, bands)`, a band's rows, and
-    `<layer>_bands(bands)`, those of all bands. The settings make the calls
-    parallel, and nothing within them: sums keep their order. A worker has them
-    and those of the layer's forward function.
+    `<layer>_bands(bands)`, those of all bands, joined where they are parts. The
+    settings make the calls parallel, and nothing within them: sums keep their
+    order. A worker has them and those of the layer's forward function.
 -#}
 {% macro create_band_functions(relation, sql) -%}
     create or replace function {{ band_function(relation) }}(
@@ -106,14 +119,30 @@
     set min_parallel_table_scan_size = 715827882
     set min_parallel_index_scan_size = 715827882
     as $bands$
-    begin
-        return query execute (
+    declare
+        parts constant text := (
             select string_agg(
-                format('select * from {{ band_function(relation) }}(%s, %s)', i, bands),
+                format(
+                    'select {{ "%1$s as band, " if joined_column(sql) }}* '
+                    'from {{ band_function(relation) }}(%1$s, %2$s)',
+                    i, bands
+                ),
                 ' union all '
             )
             from generate_series(0, bands - 1) as i
         );
+    begin
+        {%- set column = joined_column(sql) %}
+        {%- if column %}
+        return query execute format(
+            'select {{ place("part") }}, '
+            '{{ db_function("array_concat") }}(part.{{ column }} order by part.band) '
+            'from (%s) as part group by {{ place("part") }}',
+            parts
+        );
+        {%- else %}
+        return query execute parts;
+        {%- endif %}
     end
     $bands$;
 {%- endmacro %}
