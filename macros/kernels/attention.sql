@@ -36,35 +36,23 @@ with queries as materialized (
         x.position,
         head.number as head,
         x.size,
-        {# the head's part, scaled, with zeros in the place of the other heads #}
-        subvector(
-            x.zeros
-            || subvector(x.activation, x.size * head.number + 1, x.size)
-            * {{ broadcast('1 / sqrt(x.size)', 'x.size') }}
-            || x.zeros,
-            x.n - x.size * head.number + 1,
-            x.n
-        ) as activation
+        subvector(x.activation, x.size * head.number + 1, x.size)
+        * {{ broadcast('1 / sqrt(x.size)', 'x.size') }} as activation
     from (
         select
-            x.*,
-            x.n / {{ heads }} as size,
-            {{ broadcast('0', 'x.n') }} as zeros
-        from (
-            select
-                x.sequence_id,
-                x.position,
-                x.activation,
-                vector_dims(x.activation) as n
-            from {{ at_frontier(query, 'x') }}
-            where {{ in_band('x') }}
-        ) as x
+            x.sequence_id,
+            x.position,
+            {{ detoasted('x.activation') }} as activation,
+            vector_dims(x.activation) / {{ heads }} as size
+        from {{ at_frontier(query, 'x') }}
+        where {{ in_band('x') }}
         offset 0
     ) as x
     cross join generate_series(0, {{ heads }} - 1) as head (number)
 ),
 
-{# a block of keys meets every query while it is in the processor's cache #}
+{# a head's part of a block of keys meets every query while it is in the
+   processor's cache #}
 scores as (
     select
         part.sequence_id,
@@ -74,23 +62,46 @@ scores as (
         {{ db_function('vector_concat') }}(part.score order by part.start) as score
     from (
         select
-            last.sequence_id,
+            block.sequence_id,
             block.start,
-            array(
-                select k.activation
-                from {{ key }} as k
-                where k.sequence_id = last.sequence_id
-                    and k.position >= block.start
-                    and k.position < block.start + {{ attention_block() }}
-                order by k.position
-            ) as keys
+            head.number as head,
+            {%- for i in range(attention_block()) %}
+            subvector(
+                block.k{{ i }}, block.size * head.number + 1, block.size
+            ) as k{{ i }}{{ ',' if not loop.last }}
+            {%- endfor %}
         from (
-            select sequence_id, max(position) as position
-            from queries
-            group by sequence_id
-        ) as last
-        cross join
-            generate_series(0, last.position, {{ attention_block() }}) as block (start)
+            select
+                keys.sequence_id,
+                keys.start,
+                keys.size,
+                {{ block_columns('keys.x', 'k', attention_block()) | indent(16) }}
+            from (
+                select
+                    last.sequence_id,
+                    last.size,
+                    block.start,
+                    array(
+                        select k.activation
+                        from {{ key }} as k
+                        where k.sequence_id = last.sequence_id
+                            and k.position >= block.start
+                            and k.position < block.start + {{ attention_block() }}
+                        order by k.position
+                    ) as x
+                from (
+                    select sequence_id, size, max(position) as position
+                    from queries
+                    group by sequence_id, size
+                ) as last
+                cross join generate_series(
+                    0, last.position, {{ attention_block() }}
+                ) as block (start)
+                offset 0
+            ) as keys
+            offset 0
+        ) as block
+        cross join generate_series(0, {{ heads }} - 1) as head (number)
         offset 0
     ) as block
     cross join lateral (
@@ -100,16 +111,21 @@ scores as (
             queries.head,
             queries.size,
             block.start,
-            array(
-                select inner_product(key.x, queries.activation)
-                from (select unnest(block.keys) as x) as key
-            )::vector as score
+            {{ block_products('block.k', 'queries.activation', attention_block()) | indent(12) }}
+            as score
         from queries
-        where queries.sequence_id = block.sequence_id
+        where queries.head = block.head
             and queries.position >= block.start
+            and queries.sequence_id = block.sequence_id
         offset 0
     ) as part
     group by part.sequence_id, part.position, part.head, part.size
+),
+
+sharing as materialized (
+    select exists (
+        select from queries group by sequence_id, head having count(*) > 1
+    ) as several
 ),
 
 coefficients as materialized (
@@ -123,8 +139,6 @@ weights as materialized (
         scores.position,
         scores.head,
         scores.size,
-        scores.size * scores.head + 1 as start,
-        (scores.position + 1) / {{ attention_block() }} as blocks,
         {{ softmax('scores.score', '(select x from coefficients)') }} as weight
     from (
         select
@@ -138,7 +152,9 @@ weights as materialized (
     ) as scores
 ),
 
-outputs as materialized (
+{# Of whole blocks. One position reads its values from the table; several of a
+   sequence share the reading, as in matmul_rows(). #}
+wholes as (
     select
         weights.sequence_id,
         weights.position,
@@ -153,8 +169,8 @@ outputs as materialized (
                         from {{ value_blocks }} as v
                         where v.sequence_id = weights.sequence_id
                             and v.block = block.start / {{ attention_block() }}
-                            and v.feature >= weights.start
-                            and v.feature < weights.start + weights.size
+                            and v.feature > weights.size * weights.head
+                            and v.feature <= weights.size * (weights.head + 1)
                         order by v.feature
                     )::vector as activation
                 from (
@@ -165,35 +181,176 @@ outputs as materialized (
                         ) as weight
                     from generate_series(
                         0,
-                        (weights.blocks - 1) * {{ attention_block() }},
+                        weights.position + 1 - {{ attention_block() }},
                         {{ attention_block() }}
                     ) as start
                     offset 0
                 ) as block
-                union all
-                select
-                    v.position as start,
-                    subvector(v.activation, weights.start, weights.size)
-                    * {{ broadcast(
-                        'tail.weight[v.position - tail.start + 1]', 'weights.size'
-                    ) }} as activation
-                from (
-                    select
-                        start,
-                        subvector(
-                            weights.weight, start + 1, {{ attention_block() }}
-                        )::real[] as weight
-                    from (select weights.blocks * {{ attention_block() }} as start) as tail
-                    where start <= weights.position
-                    offset 0
-                ) as tail
-                inner join {{ value }} as v
-                    on v.sequence_id = weights.sequence_id
-                    and v.position >= tail.start
-                    and v.position <= weights.position
             ) as part
         ) as activation
     from weights
+    where weights.position + 1 >= {{ attention_block() }}
+        and not (select several from sharing)
+
+    union all
+
+    select
+        summed.sequence_id,
+        summed.position,
+        summed.head,
+        {{ db_function('vector_concat') }}(
+            summed.activation order by summed.first_feature
+        ) as activation
+    from (
+        select
+            part.sequence_id,
+            part.position,
+            part.head,
+            part.first_feature,
+            {{ db_function('vector_sum') }}(part.activation order by part.start) as activation
+        from (
+            select
+                values.sequence_id,
+                values.start,
+                values.head,
+                values.first_feature,
+                {{ block_columns('values.x', 'v', feature_block()) | indent(16) }}
+            from (
+                select
+                    last.sequence_id,
+                    block.start,
+                    head.number as head,
+                    first_feature,
+                    array(
+                        select v.activation
+                        from {{ value_blocks }} as v
+                        where v.sequence_id = last.sequence_id
+                            and v.block = block.start / {{ attention_block() }}
+                            and v.feature > first_feature
+                            and v.feature <= least(
+                                first_feature + {{ feature_block() }},
+                                last.size * (head.number + 1)
+                            )
+                        order by v.feature
+                    ) as x
+                from (
+                    select sequence_id, size, max(position) as position
+                    from queries
+                    group by sequence_id, size
+                ) as last
+                cross join generate_series(
+                    0,
+                    last.position + 1 - {{ attention_block() }},
+                    {{ attention_block() }}
+                ) as block (start)
+                cross join generate_series(0, {{ heads }} - 1) as head (number)
+                cross join generate_series(
+                    last.size * head.number,
+                    last.size * (head.number + 1) - 1,
+                    {{ feature_block() }}
+                ) as first_feature
+                where (select several from sharing)
+                offset 0
+            ) as values
+            offset 0
+        ) as block
+        cross join lateral (
+            select
+                query.sequence_id,
+                query.position,
+                query.head,
+                block.first_feature,
+                block.start,
+                {{ block_products('block.v', 'query.weight', feature_block()) | indent(16) }}
+                as activation
+            from (
+                select
+                    weights.sequence_id,
+                    weights.position,
+                    weights.head,
+                    subvector(
+                        weights.weight, block.start + 1, {{ attention_block() }}
+                    ) as weight
+                from weights
+                where weights.head = block.head
+                    and weights.position >= block.start + {{ attention_block() }} - 1
+                    and weights.sequence_id = block.sequence_id
+                offset 0
+            ) as query
+            offset 0
+        ) as part
+        group by part.sequence_id, part.position, part.head, part.first_feature
+    ) as summed
+    group by summed.sequence_id, summed.position, summed.head
+),
+
+{# Of the keys after them, one by one. #}
+tails as (
+    select part.*
+    from (
+        select
+            last.*,
+            head.number as head,
+            array(
+                select subvector(v.activation, last.size * head.number + 1, last.size)
+                from {{ value }} as v
+                where v.sequence_id = last.sequence_id
+                    and v.position >= last.start
+                    and v.position < last.start + {{ attention_block() }}
+                order by v.position
+            ) as values
+        from (
+            select distinct
+                sequence_id,
+                size,
+                position / {{ attention_block() }} * {{ attention_block() }} as start
+            from queries
+        ) as last
+        cross join generate_series(0, {{ heads }} - 1) as head (number)
+        offset 0
+    ) as block
+    cross join lateral (
+        select
+            weights.sequence_id,
+            weights.position,
+            weights.head,
+            (
+                select {{ db_function('vector_sum') }}(
+                    element.value * {{ broadcast('element.weight', 'block.size') }}
+                )
+                from (
+                    select
+                        unnest(block.values[:weights.position - block.start + 1]) as value,
+                        unnest(
+                            subvector(
+                                weights.weight,
+                                block.start + 1,
+                                {{ attention_block() }}
+                            )::real[]
+                        ) as weight
+                ) as element
+            ) as activation
+        from weights
+        where weights.head = block.head
+            and weights.position >= block.start
+            and weights.position < block.start + {{ attention_block() }} - 1
+            and weights.sequence_id = block.sequence_id
+        offset 0
+    ) as part
+),
+
+outputs as (
+    select
+        part.sequence_id,
+        part.position,
+        part.head,
+        {{ db_function('vector_sum') }}(part.activation order by part.is_tail) as activation
+    from (
+        select wholes.*, false as is_tail from wholes
+        union all
+        select tails.*, true as is_tail from tails
+    ) as part
+    group by part.sequence_id, part.position, part.head
 )
 
 select
@@ -250,5 +407,5 @@ cross join generate_series(1, array_length(complete.elements, 2)) as feature
 
 {#- Positions in a block of transposed values. -#}
 {% macro attention_block() -%}
-    64
+    {{ return(64) }}
 {%- endmacro %}
