@@ -13,6 +13,9 @@
     tokens, where transformers keeps all of them.
 -#}
 {% macro choose_token(logits, options) -%}
+{%- set k = (
+    'case when ' ~ options ~ '.do_sample then nullif(' ~ options ~ '.top_k, 0) else 1 end'
+) -%}
 select drawn.token_id
 from (
     select
@@ -41,13 +44,7 @@ from (
                         ) / {{ options }}.temperature
                     ) as weight
                 from (
-                    select (score.i - 1)::integer as token_id, score.x::float8 as x
-                    from unnest({{ logits }}) with ordinality as score (x, i)
-                    order by score.x desc, score.i
-                    limit case
-                        when not {{ options }}.do_sample then 1
-                        else nullif({{ options }}.top_k, 0)
-                    end
+                    {{ likeliest_tokens(logits, k) | indent(20) }}
                 ) as top
             ) as best
         ) as likely
@@ -61,6 +58,50 @@ where drawn.cumulative > drawn.total * {{ uniform(
 ) }}
 order by drawn.n
 limit 1
+{%- endmacro %}
+
+
+{#-
+    The k likeliest tokens, from the likeliest down: a SELECT.
+
+    logits    real[vocabulary], an expression of the enclosing row
+    k         scalar expression; all tokens where it is NULL
+    -> k rows (token_id, x), x the logit as float8; the smaller id first among
+       equals
+
+    They are in the k slices whose maxima are highest, so that only those are
+    sorted.
+-#}
+{% macro likeliest_tokens(logits, k) -%}
+select slice.start + score.i - 2 as token_id, score.x::float8 as x
+from (
+    select slice.start, slice.logits
+    from (
+        select start, whole.logits[start:start + {{ slice_size() }} - 1] as logits
+        from (
+            select given.logits
+            from (select {{ logits }} as logits) as given
+            offset 0
+        ) as whole
+        cross join lateral
+            generate_series(1, cardinality(whole.logits), {{ slice_size() }}) as start
+        offset 0
+    ) as slice
+    order by
+        (select max(score.x) from (select unnest(slice.logits) as x) as score) desc,
+        slice.start
+    limit {{ k }}
+) as slice
+cross join lateral (
+    select unnest(slice.logits) as x, generate_subscripts(slice.logits, 1) as i
+) as score
+order by score.x desc, token_id
+limit {{ k }}
+{%- endmacro %}
+
+
+{% macro slice_size() -%}
+    128
 {%- endmacro %}
 
 

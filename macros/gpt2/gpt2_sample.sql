@@ -24,7 +24,8 @@
 with newest as materialized (
     select
         prompts.*,
-        head.logits,
+        {# a slice of all is a copy in memory; TOAST would be read at each use #}
+        head.logits[:] as logits,
         head.position + 1 as position,
         {{ hyperparameter(config, 'n_positions') }} as context_length,
         head.position + 2 - cardinality(prompts.prompt_token_ids) as generated
@@ -42,19 +43,12 @@ with newest as materialized (
 likeliest as materialized (
     select
         newest.sequence_id,
-        max(best.logit) as maximum,
-        array_agg(best.token_id order by best.logit desc, best.token_id) as token_ids,
-        array_agg(best.logit order by best.logit desc, best.token_id) as logits
+        max(best.x) as maximum,
+        array_agg(best.token_id order by best.x desc, best.token_id) as token_ids,
+        array_agg(best.x order by best.x desc, best.token_id) as logits
     from newest
     cross join lateral (
-        select (score.i - 1)::integer as token_id, score.x::float8 as logit
-        from (
-            select
-                unnest(newest.logits) as x,
-                generate_subscripts(newest.logits, 1) as i
-        ) as score
-        order by score.x desc, score.i
-        limit 5
+        {{ likeliest_tokens('newest.logits', 5) | indent(8) }}
     ) as best
     where newest.position < newest.context_length
         and newest.generated <= newest.max_new_tokens

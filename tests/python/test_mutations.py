@@ -90,6 +90,20 @@ MUTATIONS = [
         "attention_of_one_head",
     ),
     Mutation(
+        "parts of a head in another order",
+        "kernels/attention.sql",
+        "order by summed.first_feature",
+        "order by summed.first_feature desc",
+        "attention_shares_blocks_of_values",
+    ),
+    Mutation(
+        "the wrong end of the keys after the last block",
+        "kernels/attention.sql",
+        "[:weights.position - block.start + 1]",
+        "[2:]",
+        "attention_shares_blocks_of_values",
+    ),
+    Mutation(
         "attention to another sequence",
         "kernels/attention.sql",
         "where k.sequence_id = last.sequence_id",
@@ -144,6 +158,7 @@ MUTATIONS = [
         "and feature < (block.number + 1)",
         "and feature <= (block.number + 1)",
         "linear_of_several_places_in_blocks",
+        "error",
     ),
     Mutation(
         "only the first chunk of many inputs",
@@ -183,9 +198,23 @@ MUTATIONS = [
     Mutation(
         "largest id among equal logits",
         "gpt2/choose_token.sql",
-        "order by score.x desc, score.i\n",
-        "order by score.x desc, score.i desc\n",
+        "order by score.x desc, token_id\n",
+        "order by score.x desc, token_id desc\n",
         "greedy_tokens_are_the_likeliest",
+    ),
+    Mutation(
+        "slices of logits with the lowest maxima",
+        "gpt2/choose_token.sql",
+        "as score) desc,",
+        "as score),",
+        "greedy_tokens_are_the_likeliest",
+    ),
+    Mutation(
+        "one slice of logits too few",
+        "gpt2/choose_token.sql",
+        "limit {{ k }}\n) as slice",
+        "limit {{ k }} - 1\n) as slice",
+        "sampled_tokens_follow_the_options",
     ),
     Mutation(
         "logits multiplied by the temperature",
