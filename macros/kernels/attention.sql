@@ -30,25 +30,27 @@
     '(select count(*) from ' ~ at_frontier(query, 'x') ~ ") * pg_relation_size('" ~ key
     ~ "') / 8 * " ~ heads
 ) }}
+{# the scaled queries of each sequence #}
 with queries as materialized (
     select
         x.sequence_id,
-        x.position,
-        head.number as head,
         x.size,
-        subvector(x.activation, x.size * head.number + 1, x.size)
-        * {{ broadcast('1 / sqrt(x.size)', 'x.size') }} as activation
+        array_agg(x.position order by x.position) as positions,
+        array_agg(
+            x.activation * {{ broadcast('1 / sqrt(x.size)', 'vector_dims(x.activation)') }}
+            order by x.position
+        ) as activations
     from (
         select
             x.sequence_id,
             x.position,
-            {{ detoasted('x.activation') }} as activation,
+            x.activation,
             vector_dims(x.activation) / {{ heads }} as size
         from {{ at_frontier(query, 'x') }}
         where {{ in_band('x') }}
         offset 0
     ) as x
-    cross join generate_series(0, {{ heads }} - 1) as head (number)
+    group by x.sequence_id, x.size
 ),
 
 {# a head's part of a block of keys meets every query while it is in the
@@ -56,13 +58,16 @@ with queries as materialized (
 scores as (
     select
         part.sequence_id,
-        part.position,
         part.head,
+        part.position,
         part.size,
         {{ db_function('vector_concat') }}(part.score order by part.start) as score
     from (
         select
             block.sequence_id,
+            block.size,
+            block.positions,
+            block.activations,
             block.start,
             head.number as head,
             {%- for i in range(attention_block()) %}
@@ -73,29 +78,28 @@ scores as (
         from (
             select
                 keys.sequence_id,
-                keys.start,
                 keys.size,
+                keys.positions,
+                keys.activations,
+                keys.start,
                 {{ block_columns('keys.x', 'k', attention_block()) | indent(16) }}
             from (
                 select
-                    last.sequence_id,
-                    last.size,
+                    queries.*,
                     block.start,
                     array(
                         select k.activation
                         from {{ key }} as k
-                        where k.sequence_id = last.sequence_id
+                        where k.sequence_id = queries.sequence_id
                             and k.position >= block.start
                             and k.position < block.start + {{ attention_block() }}
                         order by k.position
                     ) as x
-                from (
-                    select sequence_id, size, max(position) as position
-                    from queries
-                    group by sequence_id, size
-                ) as last
-                cross join generate_series(
-                    0, last.position, {{ attention_block() }}
+                from queries
+                cross join lateral generate_series(
+                    0,
+                    (select max(position) from unnest(queries.positions) as position),
+                    {{ attention_block() }}
                 ) as block (start)
                 offset 0
             ) as keys
@@ -106,59 +110,81 @@ scores as (
     ) as block
     cross join lateral (
         select
-            queries.sequence_id,
-            queries.position,
-            queries.head,
-            queries.size,
+            block.sequence_id,
+            block.head,
+            query.position,
+            block.size,
             block.start,
-            {{ block_products('block.k', 'queries.activation', attention_block()) | indent(12) }}
+            {{ block_products('block.k', 'query.activation', attention_block()) | indent(12) }}
             as score
-        from queries
-        where queries.head = block.head
-            and queries.position >= block.start
-            and queries.sequence_id = block.sequence_id
+        from (
+            select
+                x.position,
+                subvector(x.activation, block.size * block.head + 1, block.size) as activation
+            from (
+                select
+                    unnest(block.positions) as position,
+                    unnest(block.activations) as activation
+            ) as x
+            where x.position >= block.start
+            offset 0
+        ) as query
         offset 0
     ) as part
-    group by part.sequence_id, part.position, part.head, part.size
-),
-
-sharing as materialized (
-    select exists (
-        select from queries group by sequence_id, head having count(*) > 1
-    ) as several
+    group by part.sequence_id, part.head, part.position, part.size
 ),
 
 coefficients as materialized (
     select {{ exp_coefficients('longest.n') }} as x
-    from (select max(position) + 1 as n from queries) as longest
+    from (
+        select max(position) + 1 as n
+        from queries
+        cross join lateral unnest(queries.positions) as position
+    ) as longest
 ),
 
-weights as materialized (
+{# of each head, from the last feature before it on #}
+heads as materialized (
     select
-        scores.sequence_id,
-        scores.position,
-        scores.head,
-        scores.size,
-        {{ softmax('scores.score', '(select x from coefficients)') }} as weight
+        weights.sequence_id,
+        weights.head,
+        weights.size,
+        weights.size * weights.head as start,
+        array_agg(weights.position order by weights.position) as positions,
+        array_agg(weights.weight order by weights.position) as weights
     from (
         select
-            sequence_id,
-            position,
-            head,
-            size,
-            subvector(score, 1, position + 1)::real[] as score
-        from scores
+            scores.sequence_id,
+            scores.head,
+            scores.position,
+            scores.size,
+            {{ softmax('scores.score', '(select x from coefficients)') }} as weight
+        from (
+            select
+                sequence_id,
+                head,
+                position,
+                size,
+                subvector(score, 1, position + 1)::real[] as score
+            from scores
+            offset 0
+        ) as scores
         offset 0
-    ) as scores
+    ) as weights
+    group by weights.sequence_id, weights.head, weights.size
+),
+
+sharing as materialized (
+    select exists (select from queries where cardinality(positions) > 1) as several
 ),
 
 {# Of whole blocks. One position reads its values from the table; several of a
    sequence share the reading, as in matmul_rows(). #}
 wholes as (
     select
-        weights.sequence_id,
-        weights.position,
-        weights.head,
+        query.sequence_id,
+        query.head,
+        query.position,
         (
             select {{ db_function('vector_sum') }}(part.activation order by part.start)
             from (
@@ -167,87 +193,87 @@ wholes as (
                     array(
                         select inner_product(v.activation, block.weight)
                         from {{ value_blocks }} as v
-                        where v.sequence_id = weights.sequence_id
+                        where v.sequence_id = query.sequence_id
                             and v.block = block.start / {{ attention_block() }}
-                            and v.feature > weights.size * weights.head
-                            and v.feature <= weights.size * (weights.head + 1)
+                            and v.feature > query.start
+                            and v.feature <= query.start + query.size
                         order by v.feature
                     )::vector as activation
                 from (
                     select
                         start,
-                        subvector(
-                            weights.weight, start + 1, {{ attention_block() }}
-                        ) as weight
+                        subvector(query.weight, start + 1, {{ attention_block() }}) as weight
                     from generate_series(
                         0,
-                        weights.position + 1 - {{ attention_block() }},
+                        query.position + 1 - {{ attention_block() }},
                         {{ attention_block() }}
                     ) as start
                     offset 0
                 ) as block
             ) as part
         ) as activation
-    from weights
-    where weights.position + 1 >= {{ attention_block() }}
-        and not (select several from sharing)
+    from (
+        select heads.*, heads.positions[1] as position, heads.weights[1] as weight
+        from heads
+        where not (select several from sharing)
+        offset 0
+    ) as query
+    where query.position + 1 >= {{ attention_block() }}
 
     union all
 
     select
         summed.sequence_id,
-        summed.position,
         summed.head,
+        summed.position,
         {{ db_function('vector_concat') }}(
             summed.activation order by summed.first_feature
         ) as activation
     from (
         select
             part.sequence_id,
-            part.position,
             part.head,
+            part.position,
             part.first_feature,
             {{ db_function('vector_sum') }}(part.activation order by part.start) as activation
         from (
             select
                 values.sequence_id,
-                values.start,
                 values.head,
+                values.positions,
+                values.weights,
+                values.start,
                 values.first_feature,
                 {{ block_columns('values.x', 'v', feature_block()) | indent(16) }}
             from (
                 select
-                    last.sequence_id,
+                    heads.sequence_id,
+                    heads.head,
+                    heads.positions,
+                    heads.weights,
                     block.start,
-                    head.number as head,
                     first_feature,
                     array(
                         select v.activation
                         from {{ value_blocks }} as v
-                        where v.sequence_id = last.sequence_id
+                        where v.sequence_id = heads.sequence_id
                             and v.block = block.start / {{ attention_block() }}
                             and v.feature > first_feature
                             and v.feature <= least(
                                 first_feature + {{ feature_block() }},
-                                last.size * (head.number + 1)
+                                heads.start + heads.size
                             )
                         order by v.feature
                     ) as x
-                from (
-                    select sequence_id, size, max(position) as position
-                    from queries
-                    group by sequence_id, size
-                ) as last
-                cross join generate_series(
+                from heads
+                cross join lateral generate_series(
                     0,
-                    last.position + 1 - {{ attention_block() }},
+                    (select max(position) from unnest(heads.positions) as position)
+                    + 1 - {{ attention_block() }},
                     {{ attention_block() }}
                 ) as block (start)
-                cross join generate_series(0, {{ heads }} - 1) as head (number)
-                cross join generate_series(
-                    last.size * head.number,
-                    last.size * (head.number + 1) - 1,
-                    {{ feature_block() }}
+                cross join lateral generate_series(
+                    heads.start, heads.start + heads.size - 1, {{ feature_block() }}
                 ) as first_feature
                 where (select several from sharing)
                 offset 0
@@ -256,32 +282,30 @@ wholes as (
         ) as block
         cross join lateral (
             select
-                query.sequence_id,
+                block.sequence_id,
+                block.head,
                 query.position,
-                query.head,
                 block.first_feature,
                 block.start,
                 {{ block_products('block.v', 'query.weight', feature_block()) | indent(16) }}
                 as activation
             from (
                 select
-                    weights.sequence_id,
-                    weights.position,
-                    weights.head,
-                    subvector(
-                        weights.weight, block.start + 1, {{ attention_block() }}
-                    ) as weight
-                from weights
-                where weights.head = block.head
-                    and weights.position >= block.start + {{ attention_block() }} - 1
-                    and weights.sequence_id = block.sequence_id
+                    x.position,
+                    subvector(x.weight, block.start + 1, {{ attention_block() }}) as weight
+                from (
+                    select
+                        unnest(block.positions) as position,
+                        unnest(block.weights) as weight
+                ) as x
+                where x.position >= block.start + {{ attention_block() }} - 1
                 offset 0
             ) as query
             offset 0
         ) as part
-        group by part.sequence_id, part.position, part.head, part.first_feature
+        group by part.sequence_id, part.head, part.position, part.first_feature
     ) as summed
-    group by summed.sequence_id, summed.position, summed.head
+    group by summed.sequence_id, summed.head, summed.position
 ),
 
 {# Of the keys after them, one by one. #}
@@ -289,52 +313,50 @@ tails as (
     select part.*
     from (
         select
-            last.*,
-            head.number as head,
+            heads.*,
+            tail.first_key,
             array(
-                select subvector(v.activation, last.size * head.number + 1, last.size)
+                select subvector(v.activation, heads.start + 1, heads.size)
                 from {{ value }} as v
-                where v.sequence_id = last.sequence_id
-                    and v.position >= last.start
-                    and v.position < last.start + {{ attention_block() }}
+                where v.sequence_id = heads.sequence_id
+                    and v.position >= tail.first_key
+                    and v.position < tail.first_key + {{ attention_block() }}
                 order by v.position
             ) as values
-        from (
+        from heads
+        cross join lateral (
             select distinct
-                sequence_id,
-                size,
-                position / {{ attention_block() }} * {{ attention_block() }} as start
-            from queries
-        ) as last
-        cross join generate_series(0, {{ heads }} - 1) as head (number)
+                position / {{ attention_block() }} * {{ attention_block() }} as first_key
+            from unnest(heads.positions) as position
+        ) as tail
         offset 0
     ) as block
     cross join lateral (
         select
-            weights.sequence_id,
-            weights.position,
-            weights.head,
+            block.sequence_id,
+            block.head,
+            query.position,
             (
                 select {{ db_function('vector_sum') }}(
                     element.value * {{ broadcast('element.weight', 'block.size') }}
                 )
                 from (
                     select
-                        unnest(block.values[:weights.position - block.start + 1]) as value,
+                        unnest(block.values[:query.position - block.first_key + 1]) as value,
                         unnest(
                             subvector(
-                                weights.weight,
-                                block.start + 1,
-                                {{ attention_block() }}
+                                query.weight, block.first_key + 1, {{ attention_block() }}
                             )::real[]
                         ) as weight
                 ) as element
             ) as activation
-        from weights
-        where weights.head = block.head
-            and weights.position >= block.start
-            and weights.position < block.start + {{ attention_block() }} - 1
-            and weights.sequence_id = block.sequence_id
+        from (
+            select
+                unnest(block.positions) as position,
+                unnest(block.weights) as weight
+        ) as query
+        where query.position >= block.first_key
+            and query.position < block.first_key + {{ attention_block() }} - 1
         offset 0
     ) as part
 ),

@@ -99,14 +99,14 @@ MUTATIONS = [
     Mutation(
         "the wrong end of the keys after the last block",
         "kernels/attention.sql",
-        "[:weights.position - block.start + 1]",
+        "[:query.position - block.first_key + 1]",
         "[2:]",
         "attention_shares_blocks_of_values",
     ),
     Mutation(
         "attention to another sequence",
         "kernels/attention.sql",
-        "where k.sequence_id = last.sequence_id",
+        "where k.sequence_id = queries.sequence_id",
         "where true",
         "attention_of_one_head",
     ),
