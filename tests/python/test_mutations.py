@@ -97,10 +97,10 @@ MUTATIONS = [
         "attention_shares_blocks_of_values",
     ),
     Mutation(
-        "the wrong end of the keys after the last block",
+        "no newest key",
         "kernels/attention.sql",
         "[:query.position - block.first_key + 1]",
-        "[2:]",
+        "[:query.position - block.first_key]",
         "attention_shares_blocks_of_values",
     ),
     Mutation(
