@@ -20,7 +20,10 @@
 {%- endmacro %}
 
 
-{#- The body of a function that makes the denoised samples the next frontier. -#}
+{#- The body of a function that makes the denoised samples the next frontier.
+    The layers begin anew where an image is done, so that others are next, and at
+    every tenth step: old versions of rows which a page has no room for, or which
+    another session still sees, take no more than ten times a step's. -#}
 {% macro ddpm_advance(denoised, network) -%}
     begin
         insert into {{ network_relation(network ~ '_samples') }}
@@ -36,7 +39,14 @@
         inner join {{ network_relation(network ~ '_requests') }} as requests
             using (image_id)
         on conflict do nothing;
-        return true;
+        return (
+            select bool_or(
+                denoised.step >= requests.num_inference_steps or denoised.step % 10 = 0
+            )
+            from {{ denoised }} as denoised
+            inner join {{ network_relation(network ~ '_requests') }} as requests
+                using (image_id)
+        );
     end
 {%- endmacro %}
 

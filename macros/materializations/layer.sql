@@ -16,8 +16,9 @@
         place     the columns that name a place: the primary key, without
                   which a place named twice would double at every layer
         history   'newest_step' if a step replaces the rows of the one before
-                  (images), instead of adding to them (text); 'all_batches' for
-                  results, which the next batch does not replace
+                  in their places (images), instead of adding to them (text);
+                  'all_batches' for results, which the next batch does not
+                  replace
 -#}
 {% materialization layer, adapter='postgres' %}
     {%- set relation = this.incorporate(type='table') -%}
@@ -109,6 +110,7 @@ md5('{{ local_md5(sql) }}' || coalesce(
     be computed again, else 'table'. A vector stays in its row as long as that
     fits a page (TOAST would copy it at each use), and is never compressed. No plan
     needs statistics of activations, of which autovacuum would keep megabytes.
+    A page of rows that a step replaces has room for one more version of each.
 -#}
 {% macro create_layer(relation, sql, kind) -%}
     create {{ kind }} {{ relation }} as
@@ -133,7 +135,10 @@ md5('{{ local_md5(sql) }}' || coalesce(
     end
     $body$;
 
-    alter table {{ relation }} set (toast_tuple_target = 8160);
+    alter table {{ relation }} set (
+        toast_tuple_target = 8160
+        {%- if config.meta_get('history') == 'newest_step' %}, fillfactor = 45{% endif %}
+    );
     {%- if config.meta_get('place') %}
     alter table {{ relation }}
         add primary key ({{ config.meta_get('place') | join(', ') }});
@@ -142,14 +147,16 @@ md5('{{ local_md5(sql) }}' || coalesce(
 
 
 {#-
-    The function that appends the frontier's rows, or begins anew with all
-    places. The planner settings pin what is best at every size, since plans are
-    made while the tables are still empty: ordered index scans, nested loops.
+    The function that appends the frontier's rows, or puts them in the place of
+    the last step's, or begins anew with all places. The planner settings pin what
+    is best at every size, since plans are made while the tables are still empty:
+    ordered index scans, nested loops.
 -#}
 {% macro create_forward_function(relation, sql) -%}
     {%- set history = config.meta_get('history') -%}
     {%- set is_layer = config.get('materialized') == 'layer' -%}
     {%- set work = work_of(sql) -%}
+    {%- set on_conflict = on_conflict(sql) -%}
     {%- if work -%}
     {{ create_band_functions(relation, sql) }}
     {%- endif %}
@@ -173,9 +180,7 @@ md5('{{ local_md5(sql) }}' || coalesce(
         {%- endif %}
         {%- if history == 'newest_step' or is_layer and history != 'all_batches' %}
         {#- Of an empty table, too, it searches all of the server's cache. #}
-        if {{ 'true' if history == 'newest_step' else 'all_places' }}
-            and exists (select from {{ relation }})
-        then
+        if all_places and exists (select from {{ relation }}) then
             truncate {{ relation }};
         end if;
         {%- endif %}
@@ -184,12 +189,18 @@ md5('{{ local_md5(sql) }}' || coalesce(
             bands := {{ band_count(work) }};
         end if;
         if bands > 1 then
-            {{ insert_rows(relation, 'select * from ' ~ bands_function(relation) ~ '(bands)') }}
+            insert into {{ relation }}
+            select * from {{ bands_function(relation) }}(bands)
+            {{ on_conflict }};
         else
-            {{ insert_rows(relation, sql) }}
+            insert into {{ relation }}
+            {{ sql }}
+            {{ on_conflict }};
         end if;
         {%- else %}
-        {{ insert_rows(relation, sql) }}
+        insert into {{ relation }}
+        {{ sql }}
+        {{ on_conflict }};
         {%- endif %}
         {%- if is_layer and history != 'newest_step' %}
         if all_places then
@@ -203,12 +214,22 @@ md5('{{ local_md5(sql) }}' || coalesce(
 {%- endmacro %}
 
 
-{#- The statement in it; what a run that was stopped had already made stays. -#}
-{% macro insert_rows(relation, sql) -%}
-    insert into {{ relation }}
-    {{ sql }}
-    {%- if config.get('materialized') != 'layer'
-        or config.meta_get('history') == 'all_batches' %}
+{#-
+    What becomes of a row whose place has one: what a run that was stopped had
+    already made stays, and a step's row becomes the next version of the last
+    step's, on the same page. To truncate the table instead takes longer: it makes
+    eight files, and every function that reads them is planned again.
+-#}
+{% macro on_conflict(sql) -%}
+    {%- set place = config.meta_get('place') -%}
+    {%- if config.meta_get('history') == 'newest_step' -%}
+    on conflict ({{ place | join(', ') }}) do update set
+        {%- for column in get_columns_in_query(sql) | reject('in', place) %}
+        {{ adapter.quote(column) }} = excluded.{{ adapter.quote(column) }}
+        {{- ',' if not loop.last }}
+        {%- endfor %}
+    {%- elif config.get('materialized') != 'layer'
+        or config.meta_get('history') == 'all_batches' -%}
     on conflict do nothing
-    {%- endif %};
+    {%- endif %}
 {%- endmacro %}
