@@ -43,15 +43,18 @@
         sfunc = array_cat, stype = real[], parallel = safe
     );
 
-    {# The vector again and again, to a length. #}
+    {# The vector again and again, to a length that is not below its own. #}
     create or replace function {{ db_function('repeat_vector') }} (
         x vector, length integer
     ) returns vector language plpgsql immutable strict parallel safe as $body$
     begin
-        while vector_dims(x) < length loop
+        while vector_dims(x) * 2 <= length loop
             x := x || x;
         end loop;
-        return subvector(x, 1, length);
+        if vector_dims(x) < length then
+            x := x || subvector(x, 1, length - vector_dims(x));
+        end if;
+        return x;
     end
     $body$;
 

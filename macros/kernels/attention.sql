@@ -26,9 +26,10 @@
 
 
 {% macro postgres__attention(query, key, value, value_blocks, heads) -%}
+{#- A query and a key of a head take as long as some twenty multiply-adds a channel. -#}
 {{ parallel_work(
     '(select count(*) from ' ~ at_frontier(query, 'x') ~ ") * pg_relation_size('" ~ key
-    ~ "') / 8 * " ~ heads
+    ~ "') / 2 * " ~ heads
 ) }}
 {# the scaled queries of each sequence #}
 with queries as materialized (
@@ -156,8 +157,9 @@ from (
         {%- for i in range(attention_block()) %}
         subvector(
             block.k{{ i }}, block.size * head.number + 1, block.size
-        ) as k{{ i }}{{ ',' if not loop.last }}
+        ) as k{{ i }},
         {%- endfor %}
+        block.k_count
     from (
         select
             keys.sequence_id,

@@ -223,21 +223,23 @@ coalesce((select weight from {{ weights }} where false), subvector(
 
 
 {#- The first n elements of an array as columns of a select list, prefix0,
-    prefix1, ...; NULL where it is shorter. -#}
+    prefix1, ..., and prefix_count, how many it has. Where it is shorter, its first
+    one stands in. -#}
 {% macro block_columns(elements, prefix, n) -%}
     {%- for i in range(n) -%}
-        {{ elements }}[{{ i + 1 }}] as {{ prefix }}{{ i }}{{ ',\n' if not loop.last }}
-    {%- endfor -%}
+        coalesce({{ elements }}[{{ i + 1 }}], {{ elements }}[1]) as {{ prefix }}{{ i }},
+    {% endfor -%}
+    cardinality({{ elements }}) as {{ prefix }}_count
 {%- endmacro %}
 
 
-{#- The inner products of x and each of those columns that is not NULL: a vector. -#}
+{#- The inner products of x and each of those elements: a vector(prefix_count). -#}
 {% macro block_products(prefix, x, n) -%}
-array_remove(array[
+subvector(array[
     {%- for i in range(n) %}
     inner_product({{ prefix }}{{ i }}, {{ x }}){{ ',' if not loop.last }}
     {%- endfor %}
-], null)::vector
+]::vector, 1, {{ prefix }}_count)
 {%- endmacro %}
 
 

@@ -32,8 +32,9 @@
 
 
 {% macro postgres__spatial_attention(query, key, value, head_size) -%}
+{#- A pair of places takes as long as some ten multiply-adds a channel. -#}
 {{ parallel_work(
-    '(select count(*) from ' ~ key ~ ") * pg_relation_size('" ~ query ~ "') * 2"
+    '(select count(*) from ' ~ key ~ ") * pg_relation_size('" ~ query ~ "') / 8 * 10"
 ) }}
 with keys as materialized (
     {{ elements_in_order(key) | indent }}
