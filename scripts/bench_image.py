@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
-from bench_common import IMAGE, Bench, Row, in_turn, load, say, step_of, timed
+from bench_common import IMAGE, SCHEMA, Bench, Row, in_turn, load, say, step_of, timed
 
 
 def image_network(folder: Path, **config: Any) -> UNet2DModel:
@@ -24,6 +24,17 @@ def image_network(folder: Path, **config: Any) -> UNet2DModel:
     return network
 
 
+def begin_to_draw(bench: Bench, images: int, steps: int) -> None:
+    """Stop after the first of that many steps, where the loop would make the next."""
+    for select, number in (("ddpm", 1), ("+ddpm_conv_out", steps)):
+        bench.run_dbt(
+            select,
+            ddpm_checkpoint=IMAGE,
+            ddpm_options={"num_inference_steps": number, "batch_size": images},
+        )
+    bench.connection.cursor().execute(f"select {SCHEMA}.ddpm_denoised_forward(true)")
+
+
 def unet(bench: Bench) -> Iterator[Row]:
     """A denoising step, UNet and DDIM."""
     folder = bench.folder / "image"
@@ -32,11 +43,8 @@ def unet(bench: Bench) -> Iterator[Row]:
     size = bench.sizes.image["sample_size"]
     for images in bench.sizes.images:
         say(f"unet: {images} x {size}x{size}")
-        bench.run_dbt(
-            "ddpm",
-            ddpm_checkpoint=IMAGE,
-            ddpm_options={"num_inference_steps": 1, "batch_size": images},
-        )
+        steps = max(bench.sizes.steps // (2 * images), 1)
+        begin_to_draw(bench, images, steps + 2)
         scheduler = DDIMScheduler()
         scheduler.set_timesteps(1)
         sample = torch.randn(images, 3, size, size)
@@ -47,7 +55,6 @@ def unet(bench: Bench) -> Iterator[Row]:
             scheduler.step(network(sample, 0).sample, 0, sample)
 
         ours = step_of(bench.connection, "ddpm_denoised")
-        steps = max(bench.sizes.steps // (4 * images), 1)
         times = in_turn(ours, theirs, steps, warm=1)
         what = f"UNet step, {size}x{size}, {images} image{'s' if images > 1 else ''}"
         yield timed(what, "diffusers", 20, times)

@@ -213,12 +213,13 @@ union all
 {%- endmacro %}
 
 
-{#- One of them. It has the type of the weights, vector or halfvec, so that it is
-    rounded once. -#}
+{#- One of them, the vector itself if it is the only one. It has the type of the
+    weights, vector or halfvec, so that it is rounded once. -#}
 {% macro input_chunk(x, chunk, weights) -%}
-coalesce((select weight from {{ weights }} where false), subvector(
-    {{ x }}, {{ chunk }} * {{ chunk_size(x) }} + 1, {{ chunk_size(x) }}
-))
+coalesce((select weight from {{ weights }} where false), case
+    when vector_dims({{ x }}) <= {{ longest_chunk() }} then {{ x }}
+    else subvector({{ x }}, {{ chunk }} * {{ chunk_size(x) }} + 1, {{ chunk_size(x) }})
+end)
 {%- endmacro %}
 
 
@@ -275,10 +276,16 @@ subvector(array[
     (scripts/checkpoint.py) splits the weights alike.
 -#}
 {% macro chunk_count(x) -%}
-    ceil(vector_dims({{ x }}) / 1920.0)::integer
+    ((vector_dims({{ x }}) + {{ longest_chunk() - 1 }}) / {{ longest_chunk() }})
 {%- endmacro %}
 
 
 {% macro chunk_size(x) -%}
-    ceil(vector_dims({{ x }}) / ceil(vector_dims({{ x }}) / 1920.0))::integer
+    ((vector_dims({{ x }}) + {{ chunk_count(x) }} - 1) / {{ chunk_count(x) }})
+{%- endmacro %}
+
+
+{#- The most floats in a chunk. -#}
+{% macro longest_chunk() -%}
+    {{ return(1920) }}
 {%- endmacro %}

@@ -202,6 +202,26 @@ def test_timesteps_of_images(ddpm: Ddpm, reference: Reference, drawn: list[Row])
             assert [tuple(row.values()) for row in found] == list(enumerate(timesteps))
 
 
+def test_layers_are_of_the_newest_step(ddpm: Ddpm, drawn: list[Row]) -> None:
+    """The images that were done before it are gone from every layer."""
+    most = max(row["num_inference_steps"] for row in IMAGES)
+    last = {row["image_id"] for row in IMAGES if row["num_inference_steps"] == most}
+    for name in ddpm.layer_models():
+        found = ddpm.query(f"select distinct image_id from {ddpm.layer_schema}.{name}")
+        assert {row["image_id"] for row in found} == last, name
+
+
+def test_a_step_takes_the_room_of_the_one_before(ddpm: Ddpm, drawn: list[Row]) -> None:
+    """A row of a page and its next version take turns: nothing grows."""
+    layer = f"{ddpm.layer_schema}.ddpm_down_blocks_0_resnets_0_conv1"
+    sizes = []
+    for _ in range(6):
+        ddpm.execute(f"select {layer}_forward()")
+        [found] = ddpm.query(f"select pg_total_relation_size('{layer}') as bytes")
+        sizes.append(found["bytes"])
+    assert sizes[-1] == sizes[0]
+
+
 def test_an_image_of_a_batch_is_the_same_alone(
     ddpm: Ddpm, reference: Reference, drawn: list[Row]
 ) -> None:
