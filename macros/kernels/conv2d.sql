@@ -14,8 +14,7 @@
     -> [image, h', w', out]
 
     im2col: two window passes put the nine neighbours of a place side by side,
-    zeros outside the image, and then it is a matrix product. The place below is
-    an image's width further on in the same order, so that neither pass sorts.
+    zeros outside the image, and then it is a matrix product.
     Behaves as torch.nn.Conv2d.
 -#}
 {% macro conv2d(
@@ -42,7 +41,7 @@ with in_row as (
         image_id,
         y,
         x,
-        {{ with_neighbours('activation', 1, 'across') }} as activation
+        {{ with_neighbours('activation', 'across', 'vector_dims(activation)') }} as activation
     from {{ at_frontier(input, 'x') }}
     where {{ row_band('y + 1', input) }} >= {{ band() }}
         and {{ row_band('y - 1', input) }} <= {{ band() }}
@@ -54,9 +53,9 @@ patches as (
         image_id,
         y,
         x,
-        {{ with_neighbours('activation', image_width(input), 'down') }} as activation
+        {{ with_neighbours('activation', 'down', 'vector_dims(activation)') }} as activation
     from in_row
-    window down as (partition by image_id order by y, x)
+    window down as (partition by image_id, x order by y)
 ),
 
 inputs as (
@@ -96,30 +95,17 @@ inner join {{ residual }} as residual using ({{ place_columns() | join(', ') }})
 {%- endmacro %}
 
 
-{#- A vector(n), the one `distance` before it and the one as far after it in a
-    window, side by side; zeros where there is none. -#}
-{% macro with_neighbours(x, distance, window) -%}
-    {%- set zeros = broadcast('0', 'vector_dims(' ~ x ~ ')') -%}
-    coalesce(lag({{ x }}, {{ distance }}) over {{ window }}, {{ zeros }})
+{#- A vector(n), the one before it and the one after it in a window, side by
+    side; zeros where there is none. -#}
+{% macro with_neighbours(x, window, n) -%}
+    coalesce(lag({{ x }}) over {{ window }}, {{ broadcast('0', n) }})
         || {{ x }}
-        || coalesce(lead({{ x }}, {{ distance }}) over {{ window }}, {{ zeros }})
-{%- endmacro %}
-
-
-{#- The places in a row of a layer's images: a scalar expression. -#}
-{% macro image_width(input) -%}
-    (select x + 1 from {{ input }} order by image_id desc, y desc, x desc limit 1)
-{%- endmacro %}
-
-
-{#- The rows of them. -#}
-{% macro image_height(input) -%}
-    (select y + 1 from {{ input }} order by image_id desc, y desc, x desc limit 1)
+        || coalesce(lead({{ x }}) over {{ window }}, {{ broadcast('0', n) }})
 {%- endmacro %}
 
 
 {#- The band of an image's row of places: bands are of rows side by side, since
     each needs the row above and below it as well. -#}
 {% macro row_band(y, input) -%}
-    ({{ y }}) * {{ bands() }} / {{ image_height(input) }}
+    ({{ y }}) * {{ bands() }} / (select max(y) + 1 from {{ input }})
 {%- endmacro %}

@@ -305,8 +305,8 @@ MUTATIONS = [
     Mutation(
         "a kernel with rows in reverse",
         "kernels/conv2d.sql",
-        "(partition by image_id order by y, x)",
-        "(partition by image_id order by y desc, x)",
+        "(partition by image_id, x order by y)",
+        "(partition by image_id, x order by y desc)",
         "conv2d_sees_the_neighbours",
     ),
     Mutation(
@@ -314,30 +314,30 @@ MUTATIONS = [
         "kernels/conv2d.sql",
         "(partition by image_id, y order by x)\n),\n\npatches as (\n"
         "    select\n        image_id,\n        y,\n        x,\n"
-        "        {{ with_neighbours('activation', image_width(input), 'down') }} "
-        "as activation\n"
+        "        {{ with_neighbours('activation', 'down', "
+        "'vector_dims(activation)') }} as activation\n"
         "    from in_row\n"
-        "    window down as (partition by image_id order by y, x)",
+        "    window down as (partition by image_id, x order by y)",
         "(partition by image_id, x order by y)\n),\n\npatches as (\n"
         "    select\n        image_id,\n        y,\n        x,\n"
-        "        {{ with_neighbours('activation', image_width(input), 'down') }} "
-        "as activation\n"
+        "        {{ with_neighbours('activation', 'down', "
+        "'vector_dims(activation)') }} as activation\n"
         "    from in_row\n"
-        "    window down as (partition by image_id order by x, y)",
+        "    window down as (partition by image_id, y order by x)",
         "conv2d_sees_the_neighbours",
     ),
     Mutation(
         "neighbours in another image",
         "kernels/conv2d.sql",
-        "(partition by image_id order by y, x)",
-        "(order by image_id, y, x)",
+        "(partition by image_id, x order by y)",
+        "(partition by x order by y)",
         "conv2d_sees_the_neighbours",
     ),
     Mutation(
         "no zeros outside the image",
         "kernels/conv2d.sql",
-        "set zeros = broadcast('0', 'vector_dims(' ~ x ~ ')')",
-        "set zeros = x",
+        "{{ broadcast('0', n) }}",
+        "{{ x }}",
         "conv2d_sees_the_neighbours",
     ),
     Mutation(
