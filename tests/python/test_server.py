@@ -97,15 +97,17 @@ def test_starts_over_a_kill_after_a_truncate_that_was_rolled_back(place):
         cursor.execute("create table kept as select 1 as x")
         cursor.execute("insert into activations values (1)")
         cursor.execute("checkpoint")
-        cursor.execute("begin; truncate activations")
-        cursor.execute("select pg_switch_wal()")  # writes the log up to here
-        cursor.execute("rollback")
+        cursor.execute("alter system set wal_writer_delay = '10s'")
+        cursor.execute("select pg_reload_conf()")
         process = postmaster(place)
         listed = subprocess.run(
             ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
         )
         pairs = [line.split() for line in listed.stdout.splitlines()]
         children = [int(pid) for pid, parent in pairs if int(parent) == process]
+        cursor.execute("begin; truncate activations")
+        cursor.execute("select pg_switch_wal()")  # writes the log up to here
+        cursor.execute("rollback")
         for each in [process, *children]:
             os.kill(each, signal.SIGKILL)
     assert "is running" in succeed("start")
