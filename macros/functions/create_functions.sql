@@ -117,6 +117,8 @@
         ) as uniform
     $body$;
 
+    {{ create_resident_rows() }};
+
     {# Raises the problem as the statement's error; true where there is none. #}
     create or replace function {{ db_function('check_input') }} (problem text)
     returns boolean language plpgsql as $body$

@@ -55,12 +55,8 @@ end
     {%- else -%}
 (
     select greatest(64 * 1024 * 1024, (
-        pg_size_bytes(current_setting('shared_buffers')) - coalesce((
-            select sum(pg_total_relation_size(weights.oid))
-            from pg_class as weights
-            where weights.relnamespace = to_regnamespace('"{{ checkpoint }}"')
-                and weights.relkind = 'r'
-        ), 0)
+        pg_size_bytes(current_setting('shared_buffers'))
+        - {{ checkpoint_bytes(checkpoint) | indent(4) }}
     ) / 2)
 )
     {%- endif -%}

@@ -72,7 +72,7 @@ inner join {{ residual }} as residual
         from (
             select
                 input.chunk,
-                array(
+                {{ stored(weights) }} array(
                     select (inner_product(w.weight, input.activation) + w.bias)::real
                     from {{ weights }} as w
                     where w.chunk = input.chunk
@@ -83,7 +83,7 @@ inner join {{ residual }} as residual
                             < {{ first_block(weights, band() ~ ' + 1') }} * {{ feature_block() }}
                     {%- endif %}
                     order by w.feature
-                ){{ '::vector' if as == 'vector' }} as y
+                ) {{ end_of_stored() }}{{ '::vector' if as == 'vector' }} as y
             from {{ input_chunks(x, weights) | indent(12) }} as input
         ) as partial
     )
@@ -114,6 +114,7 @@ select
     {{ place(x) }},
     {{ matmul(x ~ '.activation', weights, as, banded) | indent(4) }} as activation
 from {{ x }}
+{{ stored() }}
 where not {{ has_several_rows(x) }}
 
 union all
@@ -194,6 +195,7 @@ union all
     group by {{ place('sums') }}
     {%- endif %}
 )
+{{ end_of_stored() }}
 {%- endmacro %}
 
 

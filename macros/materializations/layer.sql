@@ -157,8 +157,13 @@ md5('{{ local_md5(sql) }}' || coalesce(
     {%- set is_layer = config.get('materialized') == 'layer' -%}
     {%- set work = work_of(sql) -%}
     {%- set on_conflict = on_conflict(sql) -%}
+    {%- set has_resident = history != 'newest_step' and work and stored_weights(sql) -%}
     {%- if work -%}
     {{ create_band_functions(relation, sql) }}
+    {%- endif %}
+    {%- if has_resident %}
+
+    {{ create_resident_function(relation, sql) }}
     {%- endif %}
 
     create or replace function {{ forward_function(relation) }}(
@@ -192,6 +197,12 @@ md5('{{ local_md5(sql) }}' || coalesce(
             insert into {{ relation }}
             select * from {{ bands_function(relation) }}(bands)
             {{ on_conflict }};
+        {%- if has_resident %}
+        elsif not all_places and current_setting('dbt_nn.resident', true) = 'true' then
+            insert into {{ relation }}
+            {{ resident(relation, sql) }}
+            {{ on_conflict }};
+        {%- endif %}
         else
             insert into {{ relation }}
             {{ sql }}
