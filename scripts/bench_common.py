@@ -213,6 +213,7 @@ def read_prompts(
     checkpoint: str,
     network: str = "gpt2",
     project: Path = PROJECT,
+    **others: str,
 ) -> None:
     """Let dbt read prompts, and the loop go on after its first token."""
     cursor = bench.connection.cursor()
@@ -232,7 +233,7 @@ def read_prompts(
         "options": {"max_new_tokens": 1},
     }
     named = {f"{network}_{name}": value for name, value in variables.items()}
-    bench.run_dbt(network, project, **named)
+    bench.run_dbt(network, project, **named, **others)
     # the run has met its limit of one token: raise it, and forget that
     cursor.execute(
         f"update {SCHEMA}.{network}_prompts "

@@ -178,7 +178,9 @@ def scale(bench: Bench, network: GPT2LMHeadModel) -> Iterator[Row]:
         project = generated_project(folder, bench.folder / f"project_{size}", name)
         shutil.rmtree(folder)
         token_ids = random_tokens(1, context, vocabulary)
-        read_prompts(bench, token_ids, schema, name, project)
+        # more than the default allows for the largest
+        memory = {"resident_memory": "8GB"}
+        read_prompts(bench, token_ids, schema, name, project, **memory)
         ours = step_of(bench.connection, f"{name}_completion_tokens")
         steps = max(bench.sizes.steps // 2, 1)
         times = in_turn(ours, theirs, steps, warm=2)
