@@ -117,7 +117,7 @@
         ) as uniform
     $body$;
 
-    {{ create_resident_rows() }};
+    {{ create_resident_blocks() }}
 
     {# Raises the problem as the statement's error; true where there is none. #}
     create or replace function {{ db_function('check_input') }} (problem text)

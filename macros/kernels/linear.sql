@@ -72,7 +72,7 @@ inner join {{ residual }} as residual
         from (
             select
                 input.chunk,
-                {{ stored(weights) }} array(
+                array(
                     select (inner_product(w.weight, input.activation) + w.bias)::real
                     from {{ weights }} as w
                     where w.chunk = input.chunk
@@ -83,7 +83,7 @@ inner join {{ residual }} as residual
                             < {{ first_block(weights, band() ~ ' + 1') }} * {{ feature_block() }}
                     {%- endif %}
                     order by w.feature
-                ) {{ end_of_stored() }}{{ '::vector' if as == 'vector' }} as y
+                ){{ '::vector' if as == 'vector' }} as y
             from {{ input_chunks(x, weights) | indent(12) }} as input
         ) as partial
     )
@@ -110,92 +110,121 @@ inner join {{ residual }} as residual
 
 
 {% macro postgres__matmul_rows(x, weights, as, banded) -%}
+{{ stored(weights, joined_products(resident_products(x), as)) }}
 select
     {{ place(x) }},
     {{ matmul(x ~ '.activation', weights, as, banded) | indent(4) }} as activation
 from {{ x }}
-{{ stored() }}
 where not {{ has_several_rows(x) }}
 
 union all
 
 (
-    with blocks as (
-        select
-            input.chunk,
-            block.number,
-            w.bias,
-            {{ block_columns('w.weights', 'w', feature_block()) | indent(12) }}
-        from generate_series(0, (select max(chunk) from {{ weights }})) as input (chunk)
-        cross join generate_series(
-            {{ first_block(weights, band()) if banded else 0 }},
-            {{ first_block(weights, band() ~ ' + 1') if banded else block_count(weights) }} - 1
-        ) as block (number)
-        cross join lateral (
-            select
-                array_agg(weight order by feature) as weights,
-                array_agg(bias order by feature)::vector as bias
-            from {{ weights }}
-            where chunk = input.chunk
-                and feature >= block.number * {{ feature_block() }}
-                and feature < (block.number + 1) * {{ feature_block() }}
-        ) as w
-        where {{ has_several_rows(x) }}
-        offset 0
-    ),
-
-    products as (
-        select
-            {{ place('product') }},
-            blocks.number as block,
-            blocks.chunk,
-            product.outputs
-        from blocks
-        cross join lateral (
-            select
-                {{ place('input') }},
-                {{ block_products('blocks.w', 'input.activation', feature_block()) | indent(16) }}
-                + blocks.bias as outputs
-            from (
-                select
-                    {{ place(x) }},
-                    {{ input_chunk(x ~ '.activation', 'blocks.chunk', weights) | indent(20) }} as activation
-                from {{ x }}
-                offset 0
-            ) as input
-            offset 0
-        ) as product
-    ),
-
-    sums as {{ 'materialized ' if as == 'array' }}(
-        select
-            {{ place('products') }},
-            products.block,
-            {{ db_function('vector_sum') }}(products.outputs order by products.chunk) as outputs
-        from products
-        group by {{ place('products') }}, products.block
-    )
-
-    {% if as == 'array' -%}
-    select
-        {{ place(x) }},
-        array(
-            select unnest(sums.outputs::real[])
-            from sums
-            where ({{ place('sums') }}) = ({{ place(x) }})
-            order by sums.block
-        ) as activation
-    from {{ x }}
-    where {{ has_several_rows(x) }}
-    {%- else -%}
-    select
-        {{ place('sums') }},
-        {{ db_function('vector_concat') }}(sums.outputs order by sums.block) as activation
-    from sums
-    group by {{ place('sums') }}
-    {%- endif %}
+    {{ joined_products(stored_products(x, weights, banded), as) | indent }}
 )
 {{ end_of_stored() }}
+{%- endmacro %}
+
+
+{#-
+    The products of each block of weights with several rows of x: a SELECT of (place,
+    block, chunk, outputs vector), outputs with the block's features.
+-#}
+{% macro stored_products(x, weights, banded) -%}
+with blocks as (
+    select
+        stored.chunk,
+        stored.number,
+        stored.biases,
+        {{ block_columns('stored.weights', 'w', feature_block()) | indent }}
+    from (
+        {{ stored_blocks(weights, banded) | indent(8) }}
+    ) as stored
+    where {{ has_several_rows(x) }}
+    offset 0
+)
+
+select
+    {{ place('product') }},
+    blocks.number as block,
+    blocks.chunk,
+    product.outputs
+from blocks
+cross join lateral (
+    select
+        {{ place('input') }},
+        {{ block_products('blocks.w', 'input.activation', feature_block()) | indent(8) }}
+        + blocks.biases as outputs
+    from (
+        select
+            {{ place(x) }},
+            {{ input_chunk(x ~ '.activation', 'blocks.chunk', weights) | indent(12) }} as activation
+        from {{ x }}
+        offset 0
+    ) as input
+    offset 0
+) as product
+{%- endmacro %}
+
+
+{#- Blocks of weights: a SELECT of (chunk, number, biases vector, weights, an array). -#}
+{% macro stored_blocks(weights, banded=false) -%}
+select
+    input.chunk,
+    block.number,
+    w.biases,
+    w.weights
+from generate_series(0, (select max(chunk) from {{ weights }})) as input (chunk)
+cross join generate_series(
+    {{ first_block(weights, band()) if banded else 0 }},
+    {{ first_block(weights, band() ~ ' + 1') if banded else block_count(weights) }} - 1
+) as block (number)
+cross join lateral (
+    select
+        array_agg(weight order by feature) as weights,
+        array_agg(bias order by feature)::vector as biases
+    from {{ weights }}
+    where chunk = input.chunk
+        and feature >= block.number * {{ feature_block() }}
+        and feature < (block.number + 1) * {{ feature_block() }}
+) as w
+{%- endmacro %}
+
+
+{#- Such products put together, the chunks' added: a SELECT (place, activation). -#}
+{% macro joined_products(products, as) -%}
+with products as (
+    {{ products | indent }}
+),
+
+sums as {{ 'materialized ' if as == 'array' }}(
+    select
+        {{ place('products') }},
+        products.block,
+        {{ db_function('vector_sum') }}(products.outputs order by products.chunk) as outputs
+    from products
+    group by {{ place('products') }}, products.block
+)
+
+{% if as == 'array' -%}
+select
+    {{ place('whole') }},
+    array(
+        select unnest(sums.outputs::real[])
+        from sums
+        where ({{ place('sums') }}) = ({{ place('whole') }})
+        order by sums.block
+    ) as activation
+from (
+    select distinct {{ place('sums') }} from sums
+) as whole
+{%- else -%}
+select
+    {{ place('sums') }},
+    {{ db_function('vector_concat') }}(sums.outputs order by sums.block) as activation
+from sums
+group by {{ place('sums') }}
+{%- endif %}
 {%- endmacro %}
 
 

@@ -173,7 +173,7 @@
         anew constant boolean := {{ advance_function(relation) }}();
     begin
         {%- if config.meta_get('history') != 'newest_step' %}
-        perform set_config('dbt_nn.resident', ({{ is_resident(network) }})::text, true);
+        perform set_config('dbt_nn.resident', '{{ is_resident(network) | lower }}', true);
         {%- endif %}
         {%- for node in layers_in_order(network) %}
         perform {{ forward_function(api.Relation.create(

@@ -1,14 +1,14 @@
 {#-
-    Weights in the memory of the session, for a text that is alone.
+    Weights in the memory of the session, for all steps after a text's prompt.
 
     To find a row of weights on its page takes longer than its inner product. What
     a session of PostgreSQL keeps for itself are plans, and a plan has constants: a
     function that is declared immutable and has constant arguments is called once,
-    when its statement is planned. resident_rows(), which reads a table, is declared
-    so. A kernel marks the inner products with a table's rows (stored()); the
-    materialization makes them a function of their own, in whose plan the rows are
-    such a constant, and compiles the kernel's SELECT with it as well, for the steps
-    that have one place (is_resident()). The numbers are the same to the bit.
+    when its statement is planned. resident_blocks(), which reads a table, is declared
+    so. A kernel says what its SELECT is with such blocks (stored()); the
+    materialization makes the products with them a function of its own, whose plan
+    has the blocks as a constant, and compiles that SELECT as well, for the steps of a
+    network that may (is_resident()). The numbers are the same to the bit.
 
     The plan ends with the session, and when its table is loaded anew. A row that is
     updated by hand is seen by the next session, so by every run of dbt.
@@ -16,13 +16,14 @@
 
 
 {#-
-    What heads a part of a kernel's SELECT that is for weights in their table, and
-    what ends it. With `weights` it is an array, input.activation's inner product
-    with each row (chunk, feature, weight, bias) whose chunk is input.chunk; else it
-    is for several places.
+    What heads a SELECT, or a part of one, that reads `weights` (as in linear()) from
+    their table; end_of_stored() ends it. `resident` stands in for it where they are
+    in memory.
 -#}
-{% macro stored(weights=none) -%}
-    /* stored{{ ' in ' ~ weights if weights }}: */
+{% macro stored(weights, resident) -%}
+    /* stored in {{ weights }}; in memory:
+{{ resident }}
+*/
 {%- endmacro %}
 
 
@@ -31,30 +32,43 @@
 {%- endmacro %}
 
 
-{#- The table in a SELECT with such parts; none if it has none. -#}
+{#- A kernel's products of every row of x with weights in memory: a SELECT of (place,
+    block, chunk, outputs). -#}
+{% macro resident_products(x) -%}
+select
+    {{ place('input') }},
+    product.block,
+    product.chunk,
+    product.outputs
+from (
+    select array_agg({{ x }}.activation order by {{ place(x) }}) as activations
+    from {{ x }}
+) as inputs
+cross join lateral resident_products(inputs.activations) as product
+inner join (
+    select
+        {{ place(x) }},
+        row_number() over (order by {{ place(x) }}) as number
+    from {{ x }}
+) as input using (number)
+{%- endmacro %}
+
+
+{#- The table in a SELECT with such a part; none if it has none. -#}
 {% macro stored_weights(sql) -%}
-    {%- set found = modules.re.search('/[*] stored in (.*?): [*]/', sql) -%}
+    {%- set found = modules.re.search('/[*] stored in (.*?);', sql) -%}
     {{ return(found.group(1) if found else none) }}
 {%- endmacro %}
 
 
-{#- The SELECT for one place, with weights in memory. -#}
+{#- The SELECT with weights in memory. -#}
 {% macro resident(relation, sql) -%}
-    {{- without_stored(
-        without_stored(
-            sql, ' in .*?', resident_function(relation) ~ '(input.chunk, input.activation)'
-        ),
-        '', ''
-    ) -}}
-{%- endmacro %}
-
-
-{% macro without_stored(sql, weights, instead) -%}
-    {{- modules.re.sub(
-        '/[*] stored' ~ weights ~ ': [*]/.*?' ~ modules.re.escape(end_of_stored()),
-        instead,
-        sql,
-        flags=modules.re.DOTALL
+    {%- set part = modules.re.compile(
+        '/[*] stored in .*?:\n(.*?)\n *[*]/.*?' ~ modules.re.escape(end_of_stored()),
+        modules.re.DOTALL
+    ) -%}
+    {{- part.sub('\\1', sql) | replace(
+        'resident_products(', resident_function(relation) ~ '('
     ) -}}
 {%- endmacro %}
 
@@ -65,67 +79,134 @@
 
 
 {#-
-    The function `<layer>_resident(chunk, x)`. It names the table, of which it reads
-    nothing, so that its plan ends with the table.
+    The function `<layer>_resident(inputs)`: each block's products with every input.
+    One input goes through a block row by row; several share its columns, as in
+    stored_products().
 -#}
 {% macro create_resident_function(relation, sql) -%}
     {%- set weights = stored_weights(sql) -%}
-    create or replace function {{ resident_function(relation) }}(
-        chunk integer, x anyelement
-    ) returns real[] language plpgsql stable
+    {%- set input -%}
+(
+    select
+        x.number,
+        {{ input_chunk('x.activation', 'blocks.chunk', weights) | indent }} as activation
+    from x
+    offset 0
+) as input
+    {%- endset -%}
+    create or replace function {{ resident_function(relation) }}(inputs vector[])
+    returns table (number bigint, block integer, chunk integer, outputs vector)
+    language plpgsql stable
     set plan_cache_mode = force_generic_plan
     as $resident$
+    #variable_conflict use_column
     begin
-        return array(
-            select (inner_product((held.w).weight, $2) + (held.w).bias)::real
+        return query
+        with x as materialized (
+            select input.number, input.activation
+            from unnest(inputs) with ordinality as input (activation, number)
+        )
+
+        select
+            product.number,
+            blocks.number,
+            blocks.chunk,
+            product.outputs
+        from (
+            select (held.block).*
             from (
-                select unnest({{ db_function('resident_rows') }}(null::{{ weights }})) as w
-                where not exists (select from {{ weights }} where false)
+                select unnest({{ db_function('resident_blocks') }}(
+                    '{{ weights }}'::regclass, (null::{{ weights }}).weight
+                )) as block
                 offset 0
             ) as held
-            where (held.w).chunk = $1
-        );
+            offset 0
+        ) as blocks
+        cross join lateral (
+            select
+                input.number,
+                array(
+                    select inner_product(w.weight, input.activation)
+                    from (select unnest(blocks.weights) as weight offset 0) as w
+                )::vector + blocks.biases as outputs
+            from {{ input | indent(12) }}
+            where not {{ has_several_rows('x') }}
+
+            union all
+
+            select
+                product.number,
+                product.outputs
+            from (
+                select {{ block_columns('blocks.weights', 'w', feature_block()) | indent(16) }}
+                where {{ has_several_rows('x') }}
+                offset 0
+            ) as block
+            cross join lateral (
+                select
+                    input.number,
+                    {{ block_products('block.w', 'input.activation', feature_block()) | indent(20) }}
+                    + blocks.biases as outputs
+                from {{ input | indent(16) }}
+                offset 0
+            ) as product
+        ) as product;
     end
     $resident$;
 {%- endmacro %}
 
 
 {#-
-    Whether a step is to take that SELECT, a scalar expression: the frontier has one
-    place, and the checkpoint's tables are not larger than the var resident_memory,
-    like '2GB'; null: never.
+    Whether a network's steps take those SELECTs: its checkpoint's tables are not
+    larger than the var resident_memory, like '2GB'; null: never.
 -#}
 {% macro is_resident(network) -%}
     {%- set config = graph.sources[
         ['source', model.package_name, network, 'config'] | join('.')
     ] -%}
     {%- set memory = var('resident_memory', none) -%}
-    {%- if memory and run_query(
+    {{ return(memory is not none and run_query(
         'select ' ~ checkpoint_bytes(config.schema) ~ " <= pg_size_bytes('"
         ~ memory | replace("'", "''") ~ "')"
-    ).rows[0][0] -%}
-    (select count(*) = 1 from {{ frontier() }})
-    {%- else -%}
-    false
-    {%- endif -%}
+    ).rows[0][0]) }}
 {%- endmacro %}
 
 
-{#- DDL of resident_rows(): an array of a table's rows, in the order of chunk and
-    feature. The argument is a NULL of the table's row type. -#}
-{% macro create_resident_rows() -%}
-    create or replace function {{ db_function('resident_rows') }} (relation anyelement)
-    returns anyarray language plpgsql immutable as $body$
-    declare
-        stored constant regclass := (
-            select typrelid from pg_type where oid = pg_typeof(relation)
-        );
-        rows alias for $0;
+{#- DDL of resident_blocks(): an array of a table's blocks, see stored_blocks(). The
+    second argument is a NULL of the weights' type, vector or halfvec. -#}
+{% macro create_resident_blocks() -%}
+    {%- for type in ('vector', 'halfvec') %}
+    do $body$
     begin
-        execute format(
-            'select array_agg(w order by chunk, feature) from %s as w', stored
-        ) into rows;
-        return rows;
+        if to_regtype('{{ db_function(type ~ "_block") }}') is null then
+            create type {{ db_function(type ~ '_block') }} as (
+                chunk integer, number integer, biases vector, weights {{ type }}[]
+            );
+        end if;
     end
-    $body$
+    $body$;
+
+    create or replace function {{ db_function('resident_blocks') }} (
+        stored regclass, type {{ type }}
+    ) returns {{ db_function(type ~ '_block') }}[] language plpgsql immutable as $body$
+    declare
+        blocks {{ db_function(type ~ '_block') }}[];
+    begin
+        execute replace(
+            $select$
+            select array_agg(
+                (stored.chunk, stored.number, stored.biases, stored.weights)
+                ::{{ db_function(type ~ '_block') }}
+            )
+            from (
+                {{ stored_blocks('the_table') | indent(16) }}
+            ) as stored
+            $select$,
+            'the_table',
+            stored::text
+        ) into blocks;
+        return blocks;
+    end
+    $body$;
+    {%- endfor %}
 {%- endmacro %}

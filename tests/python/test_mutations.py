@@ -141,8 +141,8 @@ MUTATIONS = [
     Mutation(
         "many inputs without a bias",
         "kernels/linear.sql",
-        " + blocks.bias",
-        "",
+        "+ blocks.biases as outputs",
+        "as outputs",
         "linear_of_several_places",
     ),
     Mutation(
