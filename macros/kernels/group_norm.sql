@@ -23,13 +23,18 @@
 {#- An activation function takes as long as some 300 multiply-adds. Half of a table
     is room for the next step. -#}
 {{ parallel_work("pg_relation_size('" ~ input ~ "') / 8 * 300") }}
-with means as materialized (
+with band as materialized (
+    select {{ images_of_band(input) }} as images
+),
+
+means as materialized (
     select
         channel.image_id,
         {{ group_mean('channel.mean', groups) }} as mean
     from (
         select image_id, avg(activation) as mean
         from {{ at_frontier(input, 'x') }}
+        where {{ matters_to_band('x', '(select images from band)') }}
         group by image_id
     ) as channel
 ),
@@ -66,7 +71,7 @@ normed as (
         centered.activation * scales.scale + scales.bias as activation
     from centered
     inner join scales using (image_id)
-    where {{ in_band('centered') }}
+    where {{ in_image_band('centered', '(select images from band)') }}
     offset 0
 )
 

@@ -36,7 +36,11 @@
 {{ parallel_work(
     '(select count(*) from ' ~ key ~ ") * pg_relation_size('" ~ query ~ "') / 8 * 10"
 ) }}
-with keys as materialized (
+with band as materialized (
+    select {{ images_of_band(key) }} as images
+),
+
+keys as materialized (
     {{ elements_in_order(key) | indent }}
 ),
 
@@ -141,7 +145,7 @@ queries as (
             )::vector as activation
         from {{ at_frontier(query, 'x') }}
         where x.image_id = memory.image_id
-            and {{ in_band('x') }}
+            and {{ in_image_band('x', '(select images from band)') }}
         offset 0
     ) as q
     offset 0
@@ -200,13 +204,14 @@ group by {{ place('outputs') }}
 {%- endmacro %}
 
 
-{#- The places of each image, numbered from 0 and in order, with their channels as
-    an array: what reads them one after another needs no sort. -#}
+{#- The places of each of the band's images, numbered from 0 and in order, with
+    their channels as an array: what reads them one after another needs no sort. -#}
 {% macro elements_in_order(input) -%}
 select
     image_id,
     row_number() over (partition by image_id order by y, x)::integer - 1 as place,
     activation::real[] as elements
 from {{ at_frontier(input, 'x') }}
+where {{ matters_to_band('x', '(select images from band)') }}
 order by image_id, y, x
 {%- endmacro %}

@@ -36,6 +36,44 @@
 
 
 {#-
+    For kernels that look at a whole image before they write any place of it: the
+    band's images where all bands have as many, so that no band repeats another's
+    work. Else NULL, and every band has some places of each image. A scalar
+    subquery; `input` is a layer.
+-#}
+{% macro images_of_band(input) -%}
+    (
+        select array_agg(image.image_id)
+        from (
+            select
+                x.image_id,
+                row_number() over (order by x.image_id) - 1 as number,
+                count(*) over () as images
+            from {{ at_frontier(input, 'x') }}
+            where x.y = 0 and x.x = 0
+        ) as image
+        where image.images % {{ bands() }} = 0
+            and image.number % {{ bands() }} = {{ band() }}
+    )
+{%- endmacro %}
+
+
+{#- Conditions under which a row of its input matters to the band, and under which
+    it is one that the band writes; `images` is an expression, images_of_band(). -#}
+{% macro matters_to_band(alias, images) -%}
+    ({{ images }} is null or {{ alias }}.image_id = any(coalesce({{ images }})))
+{%- endmacro %}
+
+
+{% macro in_image_band(alias, images) -%}
+    case
+        when {{ images }} is null then {{ in_band(alias) }}
+        else {{ alias }}.image_id = any(coalesce({{ images }}))
+    end
+{%- endmacro %}
+
+
+{#-
     A comment that heads a kernel which has bands.
 
     work        scalar SQL expression: about how many multiply-adds
