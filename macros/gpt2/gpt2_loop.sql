@@ -45,6 +45,16 @@
 {%- endmacro %}
 
 
+{#- Whether the batch is of one text: a scalar expression. -#}
+{% macro gpt2_is_alone(network) -%}
+    (
+        select count(*) = 1
+        from {{ network_relation(network ~ '_tokens') }} as tokens
+        where tokens.position = 0
+    )
+{%- endmacro %}
+
+
 {#- A statement that drops the results of prompts that have changed. -#}
 {% macro gpt2_forget(results, network) -%}
     delete from {{ results }} as results

@@ -57,14 +57,16 @@ inner join {{ residual }} as residual
     weights   [out, in], [out] as in linear()
     as        'vector', or 'array' (real[]) for more than 16,000 outputs
     banded    for only those features that are the band's, see first_block()
+    products  name of a function of (chunk, input) that gives a chunk's products,
+              real[out], instead of the table
     -> vector(out) or real[out]
 -#}
-{% macro matmul(x, weights, as='vector', banded=false) -%}
-    {{ return(adapter.dispatch('matmul', 'dbt_nn')(x, weights, as, banded)) }}
+{% macro matmul(x, weights, as='vector', banded=false, products=none) -%}
+    {{ return(adapter.dispatch('matmul', 'dbt_nn')(x, weights, as, banded, products)) }}
 {%- endmacro %}
 
 
-{% macro postgres__matmul(x, weights, as, banded) -%}
+{% macro postgres__matmul(x, weights, as, banded, products) -%}
     (
         select {{ db_function('vector_sum' if as == 'vector' else 'array_sum') }}(
             partial.y order by partial.chunk
@@ -72,6 +74,9 @@ inner join {{ residual }} as residual
         from (
             select
                 input.chunk,
+                {% if products -%}
+                {{ products }}(input.chunk, input.activation)
+                {%- else -%}
                 array(
                     select (inner_product(w.weight, input.activation) + w.bias)::real
                     from {{ weights }} as w
@@ -83,7 +88,8 @@ inner join {{ residual }} as residual
                             < {{ first_block(weights, band() ~ ' + 1') }} * {{ feature_block() }}
                     {%- endif %}
                     order by w.feature
-                ){{ '::vector' if as == 'vector' }} as y
+                )
+                {%- endif %}{{ '::vector' if as == 'vector' }} as y
             from {{ input_chunks(x, weights) | indent(12) }} as input
         ) as partial
     )
@@ -110,7 +116,12 @@ inner join {{ residual }} as residual
 
 
 {% macro postgres__matmul_rows(x, weights, as, banded) -%}
-{{ stored(weights, joined_products(resident_products(x), as)) }}
+{{ stored(
+    weights,
+    joined_products(resident_products(x), as),
+    matmul(x ~ '.activation', weights, as, products='resident_products_of_one'),
+    x
+) }}
 select
     {{ place(x) }},
     {{ matmul(x ~ '.activation', weights, as, banded) | indent(4) }} as activation

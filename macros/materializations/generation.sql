@@ -13,7 +13,8 @@
 
     meta: network, family, place and history as for a layer. The family's macros
     of the loop: <family>_check(), <family>_forget(), <family>_advance(),
-    <family>_progress(), <family>_pace() and <family>_problems().
+    <family>_progress(), <family>_pace() and <family>_problems(); for text
+    <family>_is_alone() as well.
 -#}
 {% materialization generation, adapter='postgres' %}
     {%- set relation = this.incorporate(type='table') -%}
@@ -36,7 +37,7 @@
         {%- endif %}
         {{ create_forward_function(relation, sql) }}
         {{ create_advance_function(relation, network, family) }}
-        {{ create_step_function(relation, network) }}
+        {{ create_step_function(relation, network, family) }}
     {%- endcall %}
     {% do persist_docs(relation, model) %}
     {{ adapter.commit() }}
@@ -166,14 +167,23 @@
 
 
 {#- The function that makes one step: advance, run every layer, sample. -#}
-{% macro create_step_function(relation, network) -%}
+{% macro create_step_function(relation, network, family) -%}
     create or replace function {{ step_function(relation) }}()
     returns void language plpgsql as $step$
     declare
         anew constant boolean := {{ advance_function(relation) }}();
     begin
         {%- if config.meta_get('history') != 'newest_step' %}
-        perform set_config('dbt_nn.resident', '{{ is_resident(network) | lower }}', true);
+        {%- if is_resident(network) %}
+        perform set_config(
+            'dbt_nn.resident',
+            case
+                when {{ context[family ~ '_is_alone'](network) }} then 'one'
+                else 'several'
+            end,
+            true
+        );
+        {%- endif %}
         {%- endif %}
         {%- for node in layers_in_order(network) %}
         perform {{ forward_function(api.Relation.create(

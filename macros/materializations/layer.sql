@@ -163,7 +163,7 @@ md5('{{ local_md5(sql) }}' || coalesce(
     {%- endif %}
     {%- if has_resident %}
 
-    {{ create_resident_function(relation, sql) }}
+    {{ create_resident_functions(relation, sql) }}
     {%- endif %}
 
     create or replace function {{ forward_function(relation) }}(
@@ -198,10 +198,13 @@ md5('{{ local_md5(sql) }}' || coalesce(
             select * from {{ bands_function(relation) }}(bands)
             {{ on_conflict }};
         {%- if has_resident %}
-        elsif not all_places and current_setting('dbt_nn.resident', true) = 'true' then
+        {%- for texts, one in {'several': false, 'one': true}.items() %}
+        elsif not all_places
+            and current_setting('dbt_nn.resident', true) = '{{ texts }}' then
             insert into {{ relation }}
-            {{ resident(relation, sql) }}
+            {{ resident(relation, sql, one) }}
             {{ on_conflict }};
+        {%- endfor %}
         {%- endif %}
         else
             insert into {{ relation }}

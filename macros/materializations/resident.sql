@@ -8,7 +8,8 @@
     so. A kernel says what its SELECT is with such blocks (stored()); the
     materialization makes the products with them a function of its own, whose plan
     has the blocks as a constant, and compiles that SELECT as well, for the steps of a
-    network that may (is_resident()). The numbers are the same to the bit.
+    network that may (is_resident()). A batch of one text has another function, which
+    goes through the blocks row by row, and has blocks of its own. The numbers are the same to the bit.
 
     The plan ends with the session, and when its table is loaded anew. A row that is
     updated by hand is seen by the next session, so by every run of dbt.
@@ -16,13 +17,15 @@
 
 
 {#-
-    What heads a SELECT, or a part of one, that reads `weights` (as in linear()) from
-    their table; end_of_stored() ends it. `resident` stands in for it where they are
-    in memory.
+    What heads a SELECT that reads `weights` (as in linear()) from their table;
+    end_of_stored() ends it. `resident` stands in for it where they are in memory; for
+    one text it is `activation`, an expression for the only row of x.
 -#}
-{% macro stored(weights, resident) -%}
+{% macro stored(weights, resident, activation, x) -%}
     /* stored in {{ weights }}; in memory:
 {{ resident }}
+or for one text:
+select {{ place(x) }}, {{ activation }} as activation from {{ x }}
 */
 {%- endmacro %}
 
@@ -61,30 +64,34 @@ inner join (
 {%- endmacro %}
 
 
-{#- The SELECT with weights in memory. -#}
-{% macro resident(relation, sql) -%}
+{#- The SELECT with weights in memory; `one`: for one text. -#}
+{% macro resident(relation, sql, one=false) -%}
     {%- set part = modules.re.compile(
-        '/[*] stored in .*?:\n(.*?)\n *[*]/.*?' ~ modules.re.escape(end_of_stored()),
+        '/[*] stored in .*?:\n(.*?)\n *or for one text:\n(.*?)\n *[*]/.*?'
+        ~ modules.re.escape(end_of_stored()),
         modules.re.DOTALL
     ) -%}
-    {{- part.sub('\\1', sql) | replace(
-        'resident_products(', resident_function(relation) ~ '('
-    ) -}}
+    {{- part.sub('\\2' if one else '\\1', sql)
+        | replace('resident_products(', resident_function(relation) ~ '(')
+        | replace('resident_products_of_one(', resident_function(relation, true) ~ '(') -}}
 {%- endmacro %}
 
 
-{% macro resident_function(relation) -%}
-    {{ adapter.quote(relation.schema) }}.{{ adapter.quote(relation.identifier ~ '_resident') }}
+{% macro resident_function(relation, one=false) -%}
+    {{ adapter.quote(relation.schema) }}.
+    {{- adapter.quote(relation.identifier ~ '_resident' ~ ('_one' if one else '')) }}
 {%- endmacro %}
 
 
 {#-
-    The function `<layer>_resident(inputs)`: each block's products with every input.
-    One input goes through a block row by row; several share its columns, as in
-    stored_products().
+    The functions `<layer>_resident(inputs)`, each block's products with every input,
+    and `<layer>_resident_one(chunk, input)`, an input's products with all rows of a
+    chunk. They name the table, so that their plans end with it.
 -#}
-{% macro create_resident_function(relation, sql) -%}
+{% macro create_resident_functions(relation, sql) -%}
     {%- set weights = stored_weights(sql) -%}
+    {%- set blocks = db_function('resident_blocks') ~ "('" ~ weights
+        ~ "'::regclass, (null::" ~ weights ~ ').weight)' -%}
     {%- set input -%}
 (
     select
@@ -115,42 +122,46 @@ inner join (
         from (
             select (held.block).*
             from (
-                select unnest({{ db_function('resident_blocks') }}(
-                    '{{ weights }}'::regclass, (null::{{ weights }}).weight
-                )) as block
+                select unnest({{ blocks }}) as block
                 offset 0
             ) as held
             offset 0
         ) as blocks
         cross join lateral (
+            select {{ block_columns('blocks.weights', 'w', feature_block()) | indent(12) }}
+            offset 0
+        ) as block
+        cross join lateral (
             select
                 input.number,
-                array(
-                    select inner_product(w.weight, input.activation)
-                    from (select unnest(blocks.weights) as weight offset 0) as w
-                )::vector + blocks.biases as outputs
+                {{ block_products('block.w', 'input.activation', feature_block()) | indent(16) }}
+                + blocks.biases as outputs
             from {{ input | indent(12) }}
-            where not {{ has_several_rows('x') }}
-
-            union all
-
-            select
-                product.number,
-                product.outputs
-            from (
-                select {{ block_columns('blocks.weights', 'w', feature_block()) | indent(16) }}
-                where {{ has_several_rows('x') }}
-                offset 0
-            ) as block
-            cross join lateral (
-                select
-                    input.number,
-                    {{ block_products('block.w', 'input.activation', feature_block()) | indent(20) }}
-                    + blocks.biases as outputs
-                from {{ input | indent(16) }}
-                offset 0
-            ) as product
+            offset 0
         ) as product;
+    end
+    $resident$;
+
+    create or replace function {{ resident_function(relation, true) }}(
+        chunk integer, input anyelement
+    ) returns real[] language plpgsql stable
+    set plan_cache_mode = force_generic_plan
+    as $resident$
+    begin
+        return array(
+            select (inner_product(w.weight, $2) + w.bias)::real
+            from (
+                select
+                    unnest((held.block).weights) as weight,
+                    unnest((held.block).biases::real[]) as bias
+                from (
+                    select unnest({{ blocks }}) as block
+                    where not exists (select from {{ weights }} where false)
+                    offset 0
+                ) as held
+                where (held.block).chunk = $1
+            ) as w
+        );
     end
     $resident$;
 {%- endmacro %}
@@ -197,6 +208,7 @@ inner join (
             select array_agg(
                 (stored.chunk, stored.number, stored.biases, stored.weights)
                 ::{{ db_function(type ~ '_block') }}
+                order by stored.chunk, stored.number
             )
             from (
                 {{ stored_blocks('the_table') | indent(16) }}
