@@ -188,7 +188,7 @@ def layer_calls(connection: Connection, model: str) -> list[sql.Composable]:
     return [
         sql.SQL("select " + line.removeprefix("perform ").replace("(anew)", "(true)"))
         for line in lines
-        if line.startswith("perform ") and f"{model}_forward" not in line
+        if line.endswith('_forward"(anew);') and f"{model}_forward" not in line
     ]
 
 
