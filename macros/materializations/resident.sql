@@ -9,7 +9,8 @@
     materialization makes the products with them a function of its own, whose plan
     has the blocks as a constant, and compiles that SELECT as well, for the steps of a
     network that may (is_resident()). A batch of one text has another function, which
-    goes through the blocks row by row, and has blocks of its own. The numbers are the same to the bit.
+    goes through the blocks row by row, and has blocks of its own. The numbers are the
+    same to the bit.
 
     The plan ends with the session, and when its table is loaded anew. A row that is
     updated by hand is seen by the next session, so by every run of dbt.
