@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import Json, execute_values
 
+from conftest import Dbt
 from unet_runs import PROJECT, SCHEDULERS, gaussian_noise, scheduler_step
 
 SCHEMA = "test_schedulers"
@@ -44,29 +45,19 @@ ETAS = [0, 0.3, 1]
 @pytest.fixture(scope="module")
 def macros() -> Any:
     """The schedulers' macros, called outside dbt."""
-    files = [
-        *("ddpm_schedule", "ddpm_denoise"),
-        *("../network/frontier", "../functions/create_functions"),
-        *(f"../tokenizer/{name}" for name in TOKENIZER),
-    ]
-    folder = PROJECT / "macros" / "ddpm"
-    source = "".join((folder / f"{file}.sql").read_text("utf-8") for file in files)
+    files = ["ddpm/ddpm_schedule.sql", "ddpm/ddpm_denoise.sql", "network/frontier.sql"]
+    source = "".join((PROJECT / "macros" / f).read_text("utf-8") for f in files)
     environment = jinja2.Environment(extensions=["jinja2.ext.do"])
-    environment.globals["target"] = {"schema": SCHEMA}
+    environment.globals["db_function"] = lambda name: f"{SCHEMA}.{name}"
     return environment.from_string(source).module
 
 
-TOKENIZER = sorted(
-    file.stem for file in (PROJECT / "macros" / "tokenizer").glob("*.sql")
-)
-
-
 @pytest.fixture(scope="module")
-def database(connection: Connection, macros: Any) -> Iterator[Connection]:
+def database(dbt: Dbt, connection: Connection) -> Iterator[Connection]:
     """The connection, with the functions that the macros call and their tables."""
     cursor = connection.cursor()
-    cursor.execute(f"drop schema if exists {SCHEMA} cascade")
-    cursor.execute(str(macros.create_functions()))
+    # any command that runs something makes them
+    dbt("test", "--select", "unit_softmax", env={"DBT_NN_SCHEMA": SCHEMA})
     cursor.execute("""
         create temporary table scheduler (parameter text, value jsonb);
         create temporary table noise_schedule (
