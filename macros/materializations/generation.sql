@@ -18,28 +18,36 @@
 -#}
 {% materialization generation, adapter='postgres' %}
     {%- set relation = this.incorporate(type='table') -%}
-    {%- set existing = load_cached_relation(this) -%}
     {%- set family = config.meta_get('family') -%}
     {%- set network = config.meta_get('network') -%}
-    {%- set refresh = should_full_refresh() or existing is none
-        or config.meta_get('history') == 'newest_step' -%}
+    {%- set is_replaced = config.meta_get('history') == 'newest_step' -%}
 
     {{ run_hooks(pre_hooks) }}
     {% do run_query(context[family ~ '_check'](network)) %}
+    {%- set table = create_layer(relation, sql, 'table') -%}
+    {%- set functions = create_forward_function(relation, sql)
+        ~ create_advance_function(relation, network, family)
+        ~ create_step_function(relation, network, family) -%}
+    {%- set state = state_of(relation, sql, table ~ functions) -%}
+    {%- set refresh = not state.exists or is_replaced and not state.is_defined -%}
     {% if refresh %}
-        {{ drop_relation_if_exists(existing) }}
+        {{ drop_relation_if_exists(state.found) }}
     {% endif %}
-    {% call statement('create') -%}
-        {% if refresh -%}
-            {{ create_layer(relation, sql, 'table') }}
-        {%- else -%}
-            {{ forget(relation) }};
-        {%- endif %}
-        {{ create_forward_function(relation, sql) }}
-        {{ create_advance_function(relation, network, family) }}
-        {{ create_step_function(relation, network, family) }}
-    {%- endcall %}
-    {% do persist_docs(relation, model) %}
+    {% if not state.is_defined or not is_replaced %}
+        {% call statement('create') -%}
+            {% if refresh -%}
+                {{ table }}
+            {%- else -%}
+                {{ forget(relation) }};
+            {%- endif %}
+            {% if not state.is_defined -%}
+                {{ completed(functions, sql, state.definition) }}
+            {%- endif %}
+        {%- endcall %}
+    {% endif %}
+    {% if not state.is_defined %}
+        {% do persist_docs(relation, model) %}
+    {% endif %}
     {{ adapter.commit() }}
 
     {% do run_loop(relation, network, family) %}

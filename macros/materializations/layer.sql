@@ -8,7 +8,9 @@
     again, so the rows that are already there serve as the KV cache.
 
     A layer that has these places already, from the same SELECT and the same
-    layers before it, stays as it is, unless there is --full-refresh.
+    layers before it, stays as it is, unless there is --full-refresh. One whose
+    table and functions are those that would be made again keeps them and begins
+    anew with its rows alone.
 
     meta (set by the generator for a network's folder):
         network   name of the network, the prefix of its models
@@ -22,30 +24,35 @@
 -#}
 {% materialization layer, adapter='postgres' %}
     {%- set relation = this.incorporate(type='table') -%}
-    {%- set existing = load_cached_relation(this) -%}
-    {%- set refresh = should_full_refresh() or existing is none -%}
     {%- set is_result = config.meta_get('history') == 'all_batches' -%}
 
     {{ run_hooks(pre_hooks) }}
-    {% if not refresh and is_up_to_date(relation, sql) %}
+    {%- set table = create_layer(relation, sql, 'table' if is_result else 'unlogged table') -%}
+    {%- set functions = create_forward_function(relation, sql) -%}
+    {%- set state = state_of(relation, sql, table ~ functions) -%}
+    {% if state.is_up_to_date %}
         {% call statement('main') -%}
             select 'unchanged'
         {%- endcall %}
     {% else %}
-        {% if refresh or not is_result %}
-            {{ drop_relation_if_exists(existing) }}
-            {% set refresh = true %}
+        {%- set refresh = not state.exists or not (state.is_defined or is_result) -%}
+        {% if refresh %}
+            {{ drop_relation_if_exists(state.found) }}
         {% endif %}
         {% call statement('main') -%}
             {% if refresh -%}
-                {{ create_layer(relation, sql, 'table' if is_result else 'unlogged table') }}
-            {%- else -%}
+                {{ table }}
+            {%- elif is_result -%}
                 {{ forget(relation) }};
             {%- endif %}
-            {{ create_forward_function(relation, sql) }}
+            {% if not state.is_defined -%}
+                {{ completed(functions, sql, state.definition) }}
+            {%- endif %}
             select {{ forward_function(relation) }}(all_places => true);
         {%- endcall %}
-        {% do persist_docs(relation, model) %}
+        {% if not state.is_defined %}
+            {% do persist_docs(relation, model) %}
+        {% endif %}
     {% endif %}
     {{ run_hooks(post_hooks) }}
     {{ adapter.commit() }}
@@ -53,23 +60,92 @@
 {% endmaterialization %}
 
 
-{#- A statement that drops the results of what is not asked for any more. -#}
-{% macro forget(relation) -%}
-    {{ context[config.meta_get('family') ~ '_forget'](relation, config.meta_get('network')) }}
+{#-
+    What there is of a layer, as the database says (dbt's own list takes longer where
+    there are many):
+
+        found           what has its name; none if nothing has
+        exists          it is a table, and may stay: there is no --full-refresh
+        is_defined      that table and its functions are what `ddl` makes
+        is_up_to_date   its rows are those that its SELECT would give, too: see
+                        fingerprint(). Images have no fingerprint.
+        definition      a digest of `ddl` and of the model's description
+-#}
+{% macro state_of(relation, sql, ddl) -%}
+    {%- set definition = local_md5(ddl ~ model.description) -%}
+    {%- set is_image = config.meta_get('history') == 'newest_step' -%}
+    {%- set digest = 'null' if is_image else fingerprint(sql) -%}
+    {%- set rows = run_query("
+        select
+            known.*,
+            known.is_defined and exists (
+                select from " ~ db_function('fingerprints') ~ "
+                where relation = '" ~ relation ~ "' and fingerprint = " ~ digest ~ "
+            ) as is_up_to_date
+        from (
+            select
+                case class.relkind
+                    when 'v' then 'view'
+                    when 'm' then 'materialized_view'
+                    else 'table'
+                end as type,
+                class.relkind = 'r' as exists,
+                class.relkind = 'r' and coalesce(
+                    function.prosrc like '%" ~ definition_mark(definition) ~ "%', false
+                ) as is_defined
+            from pg_class as class
+            left join pg_proc as function on function.oid
+                = to_regprocedure('" ~ forward_function(relation) ~ "(boolean)')
+            where class.oid = to_regclass('" ~ relation ~ "')
+        ) as known
+    ").rows -%}
+    {%- set state = {
+        'found': none,
+        'exists': false,
+        'is_defined': false,
+        'is_up_to_date': false,
+        'definition': definition,
+    } -%}
+    {%- if rows | length > 0 -%}
+        {%- do state.update(found=relation.incorporate(type=rows[0].type)) -%}
+        {%- if not should_full_refresh() -%}
+            {%- do state.update(rows[0].dict()) -%}
+        {%- endif -%}
+    {%- endif -%}
+    {{ return(state) }}
 {%- endmacro %}
 
 
-{#- Whether a layer's rows are those that its SELECT would give: see
-    fingerprint(). -#}
-{% macro is_up_to_date(relation, sql) -%}
-    {%- if config.meta_get('history') == 'newest_step' -%}
-        {{ return(false) }}
+{#- A comment in a layer's function that says by what it was defined. -#}
+{% macro definition_mark(definition='') -%}
+    /* definition {{ definition }} */
+{%- endmacro %}
+
+
+{#- A layer's function with what is known only when it is made: that digest, and
+    the columns that a row replaces, see on_conflict(). -#}
+{% macro completed(functions, sql, definition) -%}
+    {%- if replaced_columns() in functions -%}
+        {%- set columns = [] -%}
+        {%- for column in get_columns_in_query(sql)
+            | reject('in', config.meta_get('place')) -%}
+            {%- set name = adapter.quote(column) -%}
+            {%- do columns.append(name ~ ' = excluded.' ~ name) -%}
+        {%- endfor -%}
+        {%- set functions = functions | replace(replaced_columns(), columns | join(', ')) -%}
     {%- endif -%}
-    {{ return(run_query(
-        'select exists (select from ' ~ db_function('fingerprints')
-        ~ " where relation = '" ~ relation ~ "' and fingerprint = "
-        ~ fingerprint(sql) ~ ')'
-    ).rows[0][0]) }}
+    {{ return(functions | replace(definition_mark(), definition_mark(definition))) }}
+{%- endmacro %}
+
+
+{% macro replaced_columns() -%}
+    /* columns */
+{%- endmacro %}
+
+
+{#- A statement that drops the results of what is not asked for any more. -#}
+{% macro forget(relation) -%}
+    {{ context[config.meta_get('family') ~ '_forget'](relation, config.meta_get('network')) }}
 {%- endmacro %}
 
 
@@ -156,7 +232,7 @@ md5('{{ local_md5(sql) }}' || coalesce(
     {%- set history = config.meta_get('history') -%}
     {%- set is_layer = config.get('materialized') == 'layer' -%}
     {%- set work = work_of(sql) -%}
-    {%- set on_conflict = on_conflict(sql) -%}
+    {%- set on_conflict = on_conflict() -%}
     {%- set has_resident = history != 'newest_step' and work and stored_weights(sql) -%}
     {%- if work -%}
     {{ create_band_functions(relation, sql) }}
@@ -175,6 +251,7 @@ md5('{{ local_md5(sql) }}' || coalesce(
     set enable_mergejoin = off
     set jit = off
     as $forward$
+    {{ definition_mark() }}
     {%- if work %}
     declare
         bands integer := 1;
@@ -184,9 +261,14 @@ md5('{{ local_md5(sql) }}' || coalesce(
         perform set_config('dbt_nn.all_places', all_places::text, true);
         {%- endif %}
         {%- if history == 'newest_step' or is_layer and history != 'all_batches' %}
-        {#- Of an empty table, too, it searches all of the server's cache. #}
-        if all_places and exists (select from {{ relation }}) then
-            truncate {{ relation }};
+        {#- To truncate makes new files, and searches all of the server's cache for
+            the old ones: with few rows it takes longer than to delete them. #}
+        if all_places then
+            if pg_relation_size('{{ relation }}') > {{ deleted_at_most() }} then
+                truncate {{ relation }};
+            else
+                delete from {{ relation }};
+            end if;
         end if;
         {%- endif %}
         {%- if work %}
@@ -228,20 +310,23 @@ md5('{{ local_md5(sql) }}' || coalesce(
 {%- endmacro %}
 
 
+{#- Bytes of a table whose rows are deleted, and whose room is vacuumed later,
+    where all begin anew; a larger one is truncated. -#}
+{% macro deleted_at_most() -%}
+    {{ return(1048576) }}
+{%- endmacro %}
+
+
 {#-
     What becomes of a row whose place has one: what a run that was stopped had
     already made stays, and a step's row becomes the next version of the last
     step's, on the same page. To truncate the table instead takes longer: it makes
     eight files, and every function that reads them is planned again.
 -#}
-{% macro on_conflict(sql) -%}
+{% macro on_conflict() -%}
     {%- set place = config.meta_get('place') -%}
     {%- if config.meta_get('history') == 'newest_step' -%}
-    on conflict ({{ place | join(', ') }}) do update set
-        {%- for column in get_columns_in_query(sql) | reject('in', place) %}
-        {{ adapter.quote(column) }} = excluded.{{ adapter.quote(column) }}
-        {{- ',' if not loop.last }}
-        {%- endfor %}
+    on conflict ({{ place | join(', ') }}) do update set {{ replaced_columns() }}
     {%- elif config.get('materialized') != 'layer'
         or config.meta_get('history') == 'all_batches' -%}
     on conflict do nothing

@@ -139,10 +139,13 @@
 
 {#- dbt's list of relations was made before the wait: brings those of the selected
     models up to date, so that they are replaced. A view that was made meanwhile
-    is dropped, since dbt would not know which tables take it with them. -#}
+    is dropped, since dbt would not know which tables take it with them. Layers do
+    not look at the list, see state_of(). -#}
 {% macro refresh_relations() -%}
     {%- set found = {} -%}
-    {%- for node in network_nodes() if node.unique_id in selected_resources -%}
+    {%- for node in network_nodes()
+        if node.unique_id in selected_resources
+        and node.config.materialized not in ('layer', 'generation') -%}
         {%- set relation = api.Relation.create(
             database=node.database, schema=node.schema, identifier=node.alias
         ) -%}

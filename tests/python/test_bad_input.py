@@ -399,6 +399,41 @@ def test_unchanged_rows_are_not_run_again(gpt2: Gpt2, reference: Reference) -> N
 
 
 @pytest.mark.slow
+def test_tables_of_layers_stay(gpt2: Gpt2, reference: Reference) -> None:
+    """Other prompts are other rows; another function is another layer."""
+
+    def complete(prompt_id: int, prompt: str) -> dict[str, Any]:
+        row = {"prompt_id": prompt_id, "prompt": prompt}
+        found = gpt2.complete([row])
+        expected = reference.generate(row, max_new_tokens=DEFAULT_NEW_TOKENS)
+        assert found[prompt_id]["token_ids"] == expected
+        tables = gpt2.query(f"""
+            select relname, oid from pg_class
+            where relnamespace = '{gpt2.schema}_gpt2'::regnamespace and relkind = 'r'
+            union all
+            select oid::regprocedure::text, xmin::text::bigint from pg_proc
+            where pronamespace = '{gpt2.schema}_gpt2'::regnamespace
+        """)
+        return {row["relname"]: row["oid"] for row in tables}
+
+    before = complete(320, "Mr. Bingley was")
+    layer = f"{gpt2.schema}_gpt2.gpt2_h_3_ln_1"
+    gpt2.execute(f"create view {gpt2.schema}.of_a_layer as select * from {layer}")
+    assert complete(321, "Emma Woodhouse, handsome, clever") == before
+    [seen] = gpt2.query(f"select count(*) as n from {gpt2.schema}.of_a_layer")
+    assert seen["n"] > DEFAULT_NEW_TOKENS
+    gpt2.execute(f"drop view {gpt2.schema}.of_a_layer")
+    # as a run with other macros leaves it
+    gpt2.execute(
+        f"create or replace function {layer}_forward(all_places boolean default false) "
+        "returns void language sql as ''"
+    )
+    after = complete(322, "It was")
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {"gpt2_h_3_ln_1", f"{layer}_forward(boolean)"}
+
+
+@pytest.mark.slow
 def test_another_checkpoint_answers_anew(
     gpt2: Gpt2, bare_checkpoints: None, completions: dict[int, Row]
 ) -> None:
