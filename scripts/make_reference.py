@@ -50,19 +50,18 @@ from checkpoint import CheckpointError, find_parts
 REFERENCE = "reference.safetensors"
 
 # Held out of the twin's training. The first prompt ends, after so many tokens, a
-# little before the first block of attention is complete (64 positions), so that
-# the greedy tokens complete it.
+# little before the longest block of attention is complete (60 positions), so that
+# the greedy tokens complete it and read it.
 LONG_PROMPT = (
     '"Have you heard from her yourself this morning?" cried he. "You have, I believe, '
     'and know the whole." "No, I have not; I know nothing; pray tell me." "You are '
     "prepared for the worst, I see--and very bad it is. Harriet Smith marries Robert "
     'Martin." Emma gave a start, which did not seem like being prepared.'
 )
-LONG_PROMPT_TOKENS = 62
-LONG_PROMPT_PLACES = [0, 29, 61, 62, 63, 64]
+LONG_PROMPT_TOKENS = 58
+LONG_PROMPT_PLACES = [0, 29, 57, 58, 59, 60]
 SHORT_PROMPT = "She was still looking at him"
 NEW_TOKENS = 4
-BLOCK_FEATURES = 8  # of a transposed block, at each layer
 
 # Two steps: the first from the middle of the noise schedule, the last at its end.
 IMAGE_REQUESTS = [
@@ -116,7 +115,7 @@ def watch(network: torch.nn.Module) -> Seen:
 
 
 def gpt2_layers(seen: Seen, layers: int) -> dict[str, torch.Tensor]:
-    """[position, width] of every layer but the transposed blocks."""
+    """[position, width] of every layer but the blocks of keys and values."""
 
     def read(path: str) -> torch.Tensor:
         return seen[path][0][0]
@@ -143,21 +142,7 @@ def gpt2_layers(seen: Seen, layers: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def add_blocks(
-    layers: Layers, layer: str, sequence: int, values: torch.Tensor, size: int
-) -> None:
-    """Add some features of each complete block of [position, feature] values."""
-    places, rows = [], []
-    for block in range(values.shape[0] // size):
-        features = random.Random(layer).sample(range(values.shape[1]), BLOCK_FEATURES)
-        for feature in sorted(features):
-            places.append((sequence, block, feature + 1))  # counted from 1
-            rows.append(values[size * block : size * (block + 1), feature])
-    if places:
-        layers.add(layer, places, torch.stack(rows))
-
-
-def gpt2_reference(folder: Path, block_size: int) -> tuple[Layers, list[dict]]:
+def gpt2_reference(folder: Path) -> tuple[Layers, list[dict]]:
     """Run the prompts with greedy decoding."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     network = GPT2LMHeadModel.from_pretrained(
@@ -191,9 +176,6 @@ def gpt2_reference(folder: Path, block_size: int) -> tuple[Layers, list[dict]]:
             newest = [*positions][len(prompt_ids) - 1 :]
             at = newest if layer == "lm_head" else kept
             layers.add(layer, [(sequence, position) for position in at], values[at])
-            if layer.endswith("c_attn.v"):
-                blocks = layer.replace("c_attn.v", "v_blocks")
-                add_blocks(layers, blocks, sequence, values, block_size)
         inputs.append(
             {"prompt_id": sequence, "prompt": prompt, "max_new_tokens": NEW_TOKENS}
         )
@@ -341,11 +323,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @torch.no_grad()
-def make(folder: Path, block_size: int = 64) -> tuple[dict[str, torch.Tensor], dict]:
-    """The file's tensors and metadata.
-
-    `block_size` is attention_block() of macros/kernels/attention.sql.
-    """
+def make(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """The file's tensors and metadata."""
     files = digests(folder)
     config = json.loads((find_parts(folder).network / "config.json").read_text())
     if config.get("_class_name") == "UNet2DModel":
@@ -353,7 +332,7 @@ def make(folder: Path, block_size: int = 64) -> tuple[dict[str, torch.Tensor], d
         layers, inputs = unet_reference(folder)
     else:
         library = transformers
-        layers, inputs = gpt2_reference(folder, block_size)
+        layers, inputs = gpt2_reference(folder)
     if digests(folder) != files:
         raise CheckpointError(f"{folder} changed meanwhile: run this again")
     metadata = {

@@ -58,6 +58,42 @@
     end
     $body$;
 
+    {#
+        Vectors of positions to vectors of their elements, [positions][n] to
+        [n][positions], so many positions at a time; positions is a multiple.
+    #}
+    create or replace function {{ db_function('transposed') }} (x vector[])
+    returns vector[] language plpgsql immutable strict parallel safe as $body$
+    declare
+        columns vector[];
+        newest vector[];
+    begin
+        for i in 1..cardinality(x) by {{ value_blocks()[0] }} loop
+            newest := array(
+                select array[
+                    {%- for j in range(value_blocks()[0]) %}
+                    element.x{{ j }}{{ ',' if not loop.last }}
+                    {%- endfor %}
+                ]::vector
+                from (
+                    select
+                        {%- for j in range(value_blocks()[0]) %}
+                        unnest(x[i + {{ j }}]::real[]) as x{{ j }}{{ ',' if not loop.last }}
+                        {%- endfor %}
+                ) as element
+            );
+            if columns is null then
+                columns := newest;
+            else
+                columns := array(
+                    select a || b from unnest(columns, newest) as pair (a, b)
+                );
+            end if;
+        end loop;
+        return columns;
+    end
+    $body$;
+
     {# The sum of a vector's slices, side by side and all of one length. #}
     create or replace function {{ db_function('sum_slices') }} (
         x vector, slices integer

@@ -4,124 +4,127 @@
 
     query, key, value   [places, n]   relations of layers; the key and value
                                       tables are the KV cache
-    value_blocks        [blocks, n, attention_block()]   the values of each
-                                      complete block of positions, transposed:
-                                      made by transposed_blocks()
+    blocks              the keys and values of complete blocks of positions, as
+                        this reads them: made by attention_blocks()
     heads               scalar SQL expression; d = n / heads
     -> [places, n]      the heads side by side
 
-    A sum over keys is an inner product of the attention weights with a row of
-    the transposed values; only the keys after a query's last whole block are
-    scaled and added one by one. So a place's output is the same, bit for bit,
-    whether later places are there already (prefill) or not (decoding).
+    A score is an inner product of a query and a key; a sum over a block's values is
+    one of the block's weights and a row of its transposed values. Only the keys and
+    values after a query's last whole block are met one by one. So a place's output
+    is the same, bit for bit, whether later places are there already (prefill) or not
+    (decoding).
 
     Vaswani et al. 2017; behaves as transformers' GPT2Attention without its
     projections.
 -#}
-{% macro attention(query, key, value, value_blocks, heads) -%}
+{% macro attention(query, key, value, blocks, heads) -%}
     {{ return(adapter.dispatch('attention', 'dbt_nn')(
-        query, key, value, value_blocks, heads
+        query, key, value, blocks, heads
     )) }}
 {%- endmacro %}
 
 
-{% macro postgres__attention(query, key, value, value_blocks, heads) -%}
+{% macro postgres__attention(query, key, value, blocks, heads) -%}
 {#- A query and a key of a head take as long as some twenty multiply-adds a channel. -#}
 {{ parallel_work(
     '(select count(*) from ' ~ at_frontier(query, 'x') ~ ") * pg_relation_size('" ~ key
     ~ "') / 2 * " ~ heads
 ) }}
-{# the scaled queries of each sequence #}
-with queries as materialized (
+{# each head of the scaled queries; `start` features are before its own #}
+with queries as (
     select
         x.sequence_id,
+        x.position,
+        head.number as head,
         x.size,
-        array_agg(x.position order by x.position) as positions,
-        array_agg(
-            x.activation * {{ broadcast('1 / sqrt(x.size)', 'vector_dims(x.activation)') }}
-            order by x.position
-        ) as activations
+        x.size * head.number as start,
+        subvector(x.activation, x.size * head.number + 1, x.size) as activation
     from (
         select
             x.sequence_id,
             x.position,
-            x.activation,
-            vector_dims(x.activation) / {{ heads }} as size
-        from {{ at_frontier(query, 'x') }}
-        where {{ in_band('x') }}
+            x.size,
+            x.activation * {{ broadcast('1 / sqrt(x.size)', 'vector_dims(x.activation)') }}
+            as activation
+        from (
+            select
+                x.sequence_id,
+                x.position,
+                x.activation,
+                vector_dims(x.activation) / {{ heads }} as size
+            from {{ at_frontier(query, 'x') }}
+            where {{ in_band('x') }}
+            offset 0
+        ) as x
         offset 0
     ) as x
-    group by x.sequence_id, x.size
+    cross join generate_series(0, {{ heads }} - 1) as head (number)
+    offset 0
 ),
 
 scores as (
-    {{ attention_scores(key, heads) | indent }}
+    select
+        queries.sequence_id,
+        queries.position,
+        queries.head,
+        queries.size,
+        queries.start,
+        score.x,
+        score.largest,
+        {{ exp_squarings('score.largest - score.smallest') | indent(8) }} as squarings
+    from queries
+    cross join lateral (
+        {{ attention_scores('queries', key, blocks) | indent(8) }}
+    ) as score
+    offset 0
 ),
 
 coefficients as materialized (
     select {{ exp_coefficients('longest.n') }} as x
     from (
         select max(position) + 1 as n
-        from queries
-        cross join lateral unnest(queries.positions) as position
+        from {{ at_frontier(query, 'x') }}
     ) as longest
 ),
 
-{# the attention weights of each head; `start` features are before its own #}
-heads as materialized (
+{# not normalized: their sum is `total` #}
+weights as (
     select
-        weights.sequence_id,
-        weights.head,
-        weights.size,
-        weights.size * weights.head as start,
-        array_agg(weights.position order by weights.position) as positions,
-        array_agg(weights.weight order by weights.position) as weights
+        e.*,
+        inner_product(
+            e.weight, subvector((select x[7] from coefficients), 1, e.position + 1)
+        ) as total
     from (
         select
             scores.sequence_id,
-            scores.head,
             scores.position,
+            scores.head,
             scores.size,
-            {{ softmax('scores.score', '(select x from coefficients)') }} as weight
-        from (
-            select
-                sequence_id,
-                head,
-                position,
-                size,
-                subvector(score, 1, position + 1)::real[] as score
-            from scores
-            offset 0
-        ) as scores
+            scores.start,
+            {{ exp_below(
+                'scores.x',
+                'scores.position + 1',
+                'scores.largest',
+                'scores.squarings',
+                '(select x from coefficients)',
+            ) | indent(12) }} as weight
+        from scores
         offset 0
-    ) as weights
-    group by weights.sequence_id, weights.head, weights.size
-),
-
-sharing as materialized (
-    select exists (select from queries where cardinality(positions) > 1) as several
-),
-
-wholes as (
-    {{ sum_of_value_blocks(value_blocks) | indent }}
-),
-
-tails as (
-    {{ sum_of_newest_values(value) | indent }}
+    ) as e
+    offset 0
 ),
 
 outputs as (
     select
-        part.sequence_id,
-        part.position,
-        part.head,
-        {{ db_function('vector_sum') }}(part.activation order by part.is_tail) as activation
-    from (
-        select wholes.*, false as is_tail from wholes
-        union all
-        select tails.*, true as is_tail from tails
-    ) as part
-    group by part.sequence_id, part.position, part.head
+        weights.sequence_id,
+        weights.position,
+        weights.head,
+        (
+            {{ attention_output('weights', value, blocks) | indent(12) }}
+        ) * {{ broadcast('1 / weights.total', 'weights.size') }} as activation
+    from weights
+    offset 0
 )
 
 select
@@ -136,320 +139,276 @@ group by outputs.sequence_id, outputs.position
 
 
 {#-
-    The scores of attention()'s `queries`: a SELECT. A head's part of a block of keys
-    meets every query of its sequence while it is in the processor's cache.
+    The scores of a row of attention()'s `queries` over its keys: a SELECT of (x
+    vector, largest, smallest).
 -#}
-{% macro attention_scores(key, heads) -%}
+{% macro attention_scores(query, key, blocks) -%}
+{%- set positions = key_block() -%}
+{%- set first = '(' ~ query ~ '.position + 1) / ' ~ positions -%}
+{%- set columns = [] -%}
+{%- for i in range(positions) -%}
+    {%- do columns.append('x' ~ i) -%}
+{%- endfor -%}
 select
-    part.sequence_id,
-    part.head,
-    part.position,
-    part.size,
-    {{ db_function('vector_concat') }}(part.score order by part.start) as score
+    {{ db_function('vector_concat') }}(part.x order by part.block) as x,
+    max(part.largest) as largest,
+    min(part.smallest) as smallest
 from (
     select
-        block.sequence_id,
-        block.size,
-        block.positions,
-        block.activations,
-        block.start,
-        head.number as head,
-        {%- for i in range(attention_block()) %}
-        subvector(
-            block.k{{ i }}, block.size * head.number + 1, block.size
-        ) as k{{ i }},
-        {%- endfor %}
-        block.k_count
+        product.block,
+        array[{{ columns | join(', ') }}]::vector as x,
+        greatest({{ columns | join(', ') }}) as largest,
+        least({{ columns | join(', ') }}) as smallest
     from (
         select
-            keys.sequence_id,
-            keys.size,
-            keys.positions,
-            keys.activations,
-            keys.start,
-            {{ block_columns('keys.x', 'k', attention_block()) | indent(16) }}
-        from (
-            select
-                queries.*,
-                block.start,
-                array(
-                    select k.activation
-                    from {{ key }} as k
-                    where k.sequence_id = queries.sequence_id
-                        and k.position >= block.start
-                        and k.position < block.start + {{ attention_block() }}
-                    order by k.position
-                ) as x
-            from queries
-            cross join lateral generate_series(
-                0,
-                (select max(position) from unnest(queries.positions) as position),
-                {{ attention_block() }}
-            ) as block (start)
-            offset 0
-        ) as keys
+            keys.block,
+            {%- for x in columns %}
+            inner_product(keys.x[{{ loop.index }}], {{ query }}.activation) as {{ x }}{{ ',' if not loop.last }}
+            {%- endfor %}
+        from {{ blocks }} as keys
+        where keys.sequence_id = {{ query }}.sequence_id
+            and keys.head = {{ query }}.head
+            and keys.positions = {{ positions }}
+            and keys.part = 0
+            and keys.block < {{ first }}
+        order by keys.block
         offset 0
-    ) as block
-    cross join generate_series(0, {{ heads }} - 1) as head (number)
-    offset 0
-) as block
-cross join lateral (
+    ) as product
+
+    union all
+
     select
-        block.sequence_id,
-        block.head,
-        query.position,
-        block.size,
-        block.start,
-        {{ block_products('block.k', 'query.activation', attention_block()) | indent(12) }}
-        as score
+        {{ first }},
+        array_agg(newest.x order by newest.position)::vector,
+        max(newest.x),
+        min(newest.x)
     from (
         select
-            x.position,
-            subvector(x.activation, block.size * block.head + 1, block.size) as activation
-        from (
-            select
-                unnest(block.positions) as position,
-                unnest(block.activations) as activation
-        ) as x
-        where x.position >= block.start
-        offset 0
-    ) as query
-    offset 0
-) as part
-group by part.sequence_id, part.head, part.position, part.size
-{%- endmacro %}
-
-
-{#-
-    The part of attention() that is of whole blocks of keys: a SELECT from its
-    `heads`. One position reads the values from the table; several of a sequence
-    share the reading, as in matmul_rows().
--#}
-{% macro sum_of_value_blocks(value_blocks) -%}
-select
-    query.sequence_id,
-    query.head,
-    query.position,
-    (
-        select {{ db_function('vector_sum') }}(part.activation order by part.start)
-        from (
-            select
-                block.start,
-                array(
-                    select inner_product(v.activation, block.weight)
-                    from {{ value_blocks }} as v
-                    where v.sequence_id = query.sequence_id
-                        and v.block = block.start / {{ attention_block() }}
-                        and v.feature > query.start
-                        and v.feature <= query.start + query.size
-                    order by v.feature
-                )::vector as activation
-            from (
-                select
-                    start,
-                    subvector(query.weight, start + 1, {{ attention_block() }}) as weight
-                from generate_series(
-                    0,
-                    query.position + 1 - {{ attention_block() }},
-                    {{ attention_block() }}
-                ) as start
-                offset 0
-            ) as block
-        ) as part
-    ) as activation
-from (
-    select heads.*, heads.positions[1] as position, heads.weights[1] as weight
-    from heads
-    where not (select several from sharing)
-    offset 0
-) as query
-where query.position + 1 >= {{ attention_block() }}
-
-union all
-
-select
-    summed.sequence_id,
-    summed.head,
-    summed.position,
-    {{ db_function('vector_concat') }}(
-        summed.activation order by summed.first_feature
-    ) as activation
-from (
-    select
-        part.sequence_id,
-        part.head,
-        part.position,
-        part.first_feature,
-        {{ db_function('vector_sum') }}(part.activation order by part.start) as activation
-    from (
-        select
-            values.sequence_id,
-            values.head,
-            values.positions,
-            values.weights,
-            values.start,
-            values.first_feature,
-            {{ block_columns('values.x', 'v', feature_block()) | indent(16) }}
-        from (
-            select
-                heads.sequence_id,
-                heads.head,
-                heads.positions,
-                heads.weights,
-                block.start,
-                first_feature,
-                array(
-                    select v.activation
-                    from {{ value_blocks }} as v
-                    where v.sequence_id = heads.sequence_id
-                        and v.block = block.start / {{ attention_block() }}
-                        and v.feature > first_feature
-                        and v.feature <= least(
-                            first_feature + {{ feature_block() }},
-                            heads.start + heads.size
-                        )
-                    order by v.feature
-                ) as x
-            from heads
-            cross join lateral generate_series(
-                0,
-                (select max(position) from unnest(heads.positions) as position)
-                + 1 - {{ attention_block() }},
-                {{ attention_block() }}
-            ) as block (start)
-            cross join lateral generate_series(
-                heads.start, heads.start + heads.size - 1, {{ feature_block() }}
-            ) as first_feature
-            where (select several from sharing)
-            offset 0
-        ) as values
-        offset 0
-    ) as block
-    cross join lateral (
-        select
-            block.sequence_id,
-            block.head,
-            query.position,
-            block.first_feature,
-            block.start,
-            {{ block_products('block.v', 'query.weight', feature_block()) | indent(16) }}
-            as activation
-        from (
-            select
-                x.position,
-                subvector(x.weight, block.start + 1, {{ attention_block() }}) as weight
-            from (
-                select
-                    unnest(block.positions) as position,
-                    unnest(block.weights) as weight
+            k.position,
+            inner_product(
+                subvector(k.activation, {{ query }}.start + 1, {{ query }}.size),
+                {{ query }}.activation
             ) as x
-            where x.position >= block.start + {{ attention_block() }} - 1
-            offset 0
-        ) as query
+        from {{ key }} as k
+        where k.sequence_id = {{ query }}.sequence_id
+            and k.position >= {{ first }} * {{ positions }}
+            and k.position <= {{ query }}.position
+        order by k.position
         offset 0
-    ) as part
-    group by part.sequence_id, part.head, part.position, part.first_feature
-) as summed
-group by summed.sequence_id, summed.head, summed.position
+    ) as newest
+    having count(*) > 0
+) as part
 {%- endmacro %}
 
 
-{#- The part that is of the keys after them, one by one: a SELECT. -#}
-{% macro sum_of_newest_values(value) -%}
-select part.*
+{#- The sum of the values by a row of attention()'s `weights`: a SELECT of a vector. -#}
+{% macro attention_output(weights, value, blocks) -%}
+{%- set places = '(' ~ weights ~ '.position + 1)' -%}
+{%- set short, long = value_blocks() -%}
+select {{ db_function('vector_sum') }}(part.activation order by part.positions desc)
+from (
+    {{ sum_of_blocks(
+        weights, blocks, long, '0', places ~ ' / ' ~ long
+    ) | indent }}
+
+    union all
+
+    {{ sum_of_blocks(
+        weights,
+        blocks,
+        short,
+        places ~ ' / ' ~ long ~ ' * ' ~ long // short,
+        places ~ ' / ' ~ short
+    ) | indent }}
+
+    union all
+
+    select
+        0,
+        {{ db_function('vector_sum') }}(
+            subvector(v.activation, {{ weights }}.start + 1, {{ weights }}.size)
+            * {{ broadcast('newest.weight[v.position - newest.start + 1]', weights ~ '.size') }}
+            order by v.position
+        )
+    from (
+        select
+            start,
+            subvector(
+                {{ weights }}.weight, start + 1, {{ places }} - start
+            )::real[] as weight
+        from (select {{ places }} / {{ short }} * {{ short }} as start) as newest
+        where start < {{ places }}
+    ) as newest
+    inner join {{ value }} as v
+        on v.sequence_id = {{ weights }}.sequence_id
+        and v.position >= newest.start
+        and v.position <= {{ weights }}.position
+    having count(*) > 0
+) as part
+{%- endmacro %}
+
+
+{#- The part that is of blocks `first` to `last` - 1 of so many positions each: a SELECT
+    of (number, activation), none if there are none. -#}
+{% macro sum_of_blocks(weights, blocks, positions, first, last) -%}
+select
+    {{ positions }} as positions,
+    subvector(
+        {{ db_function('vector_concat') }}(features.activation order by features.part),
+        1,
+        {{ weights }}.size
+    ) as activation
 from (
     select
-        heads.*,
-        tail.first_key,
-        array(
-            select subvector(v.activation, heads.start + 1, heads.size)
-            from {{ value }} as v
-            where v.sequence_id = heads.sequence_id
-                and v.position >= tail.first_key
-                and v.position < tail.first_key + {{ attention_block() }}
-            order by v.position
-        ) as values
-    from heads
-    cross join lateral (
-        select distinct
-            position / {{ attention_block() }} * {{ attention_block() }} as first_key
-        from unnest(heads.positions) as position
-    ) as tail
-    offset 0
-) as block
-cross join lateral (
-    select
-        block.sequence_id,
-        block.head,
-        query.position,
-        (
-            select {{ db_function('vector_sum') }}(
-                element.value * {{ broadcast('element.weight', 'block.size') }}
-            )
-            from (
-                select
-                    unnest(block.values[:query.position - block.first_key + 1]) as value,
-                    unnest(
-                        subvector(
-                            query.weight, block.first_key + 1, {{ attention_block() }}
-                        )::real[]
-                    ) as weight
-            ) as element
+        v.part,
+        {{ db_function('vector_sum') }}(
+            array[
+                {%- for i in range(features_in_row()) %}
+                coalesce(inner_product(v.x[{{ i + 1 }}], v.weight), 0){{ ',' if not loop.last }}
+                {%- endfor %}
+            ]::vector
+            order by v.block
         ) as activation
     from (
         select
-            unnest(block.positions) as position,
-            unnest(block.weights) as weight
-    ) as query
-    where query.position >= block.first_key
-        and query.position < block.first_key + {{ attention_block() }} - 1
-    offset 0
-) as part
+            v.part,
+            v.block,
+            v.x,
+            subvector(
+                {{ weights }}.weight, v.block * {{ positions }} + 1, {{ positions }}
+            ) as weight
+        from {{ blocks }} as v
+        where v.sequence_id = {{ weights }}.sequence_id
+            and v.head = {{ weights }}.head
+            and v.positions = {{ positions }}
+            and v.part > 0
+            and v.block >= {{ first }}
+            and v.block < {{ last }}
+        order by v.part, v.block
+        offset 0
+    ) as v
+    group by v.part
+) as features
+having count(*) > 0
 {%- endmacro %}
 
 
 {#-
-    The blocks of positions that the frontier completes, transposed: one row a
-    feature, a vector over the block's positions.
+    What attention() reads of the blocks of positions that the frontier completes, as
+    rows of vectors that fill a page at most.
 
-    input   [places, n]   relation of a layer
-    -> (sequence_id, block, feature from 1, activation vector(attention_block()))
+    key, value   [places, n]   relations of layers
+    heads        scalar SQL expression; d = n / heads
+    -> (sequence_id, head, positions, part, block, x vector[]), block b being the
+       `positions` from b * positions on. Part 0 of a block of key_block() positions
+       is the head's keys, a vector(d) for each position. Part p > 0 of one of
+       value_blocks() positions is its values, transposed: a vector(positions) for
+       each of its features from (p - 1) * features_in_row() on.
 -#}
-{% macro transposed_blocks(input) -%}
-    {{ return(adapter.dispatch('transposed_blocks', 'dbt_nn')(input)) }}
+{% macro attention_blocks(key, value, heads) -%}
+    {{ return(adapter.dispatch('attention_blocks', 'dbt_nn')(key, value, heads)) }}
 {%- endmacro %}
 
 
-{% macro postgres__transposed_blocks(input) -%}
-select
-    complete.sequence_id,
-    complete.block,
-    feature,
-    array(
-        select complete.elements[i][feature]
-        from generate_series(1, {{ attention_block() }}) as i
-    )::vector as activation
-from (
+{% macro postgres__attention_blocks(key, value, heads) -%}
+with complete as (
     select
         last.sequence_id,
-        last.position / {{ attention_block() }} as block,
-        {# [positions][n] #}
-        (
-            select array_agg(x.activation::real[] order by x.position)
-            from {{ input }} as x
-            where x.sequence_id = last.sequence_id
-                and x.position > last.position - {{ attention_block() }}
-                and x.position <= last.position
-        ) as elements
+        last.position,
+        blocks.*
     from {{ frontier() }} as last
-    where last.position % {{ attention_block() }} = {{ attention_block() }} - 1
+    inner join (
+        values
+        ({{ key_block() }}, true)
+        {%- for positions in value_blocks() %}, ({{ positions }}, false){% endfor %}
+    ) as blocks (positions, is_keys)
+        on last.position % blocks.positions = blocks.positions - 1
+),
+
+{# the vectors of all heads: of a key's features, or for each feature of the values #}
+vectors as (
+    select
+        complete.*,
+        complete.position / complete.positions as block,
+        case
+            when complete.is_keys then array(
+                {{ newest_rows(key, 'complete') | indent(16) }}
+            )
+            else {{ db_function('transposed') }}(array(
+                {{ newest_rows(value, 'complete') | indent(16) }}
+            ))
+        end as x
+    from complete
     offset 0
-) as complete
-cross join generate_series(1, array_length(complete.elements, 2)) as feature
+),
+
+heads as (
+    select
+        vectors.*,
+        head.number as head,
+        case
+            when vectors.is_keys then vector_dims(vectors.x[1])
+            else cardinality(vectors.x)
+        end / heads.n as size
+    from vectors
+    cross join (select {{ heads }} as n) as heads
+    cross join lateral generate_series(0, heads.n - 1) as head (number)
+    offset 0
+)
+
+select
+    heads.sequence_id,
+    heads.head,
+    heads.positions,
+    part,
+    heads.block,
+    case
+        when heads.is_keys then array(
+            select subvector(element.x, heads.head * heads.size + 1, heads.size)
+            from (select unnest(heads.x) as x) as element
+        )
+        else heads.x[
+            heads.head * heads.size + (part - 1) * {{ features_in_row() }} + 1
+            :heads.head * heads.size + least(part * {{ features_in_row() }}, heads.size)
+        ]
+    end as x
+from heads
+cross join lateral generate_series(
+    (not heads.is_keys)::integer,
+    case
+        when heads.is_keys then 0
+        else (heads.size + {{ features_in_row() - 1 }}) / {{ features_in_row() }}
+    end
+) as part
 {%- endmacro %}
 
 
-{#- Positions in a block of transposed values. -#}
-{% macro attention_block() -%}
-    {{ return(64) }}
+{#- A layer's activations at the last `positions` of a row of a sequence: a SELECT. -#}
+{% macro newest_rows(input, last) -%}
+select x.activation
+from {{ input }} as x
+where x.sequence_id = {{ last }}.sequence_id
+    and x.position > {{ last }}.position - {{ last }}.positions
+    and x.position <= {{ last }}.position
+order by x.position
+{%- endmacro %}
+
+
+{#- Positions in a block of keys: with 64 features a head, as GPT-2 of every size has,
+    they fill a page. -#}
+{% macro key_block() -%}
+    {{ return(30) }}
+{%- endmacro %}
+
+
+{#- Positions in the blocks of values, a short one and a multiple of it, where a sum
+    takes a fourth of the products. transposed() takes multiples of the short one. -#}
+{% macro value_blocks() -%}
+    {{ return([15, 60]) }}
+{%- endmacro %}
+
+
+{#- Features of the values in a row. -#}
+{% macro features_in_row() -%}
+    {{ return(32) }}
 {%- endmacro %}

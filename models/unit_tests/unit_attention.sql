@@ -7,7 +7,7 @@ result as (
         ref('unit_query'),
         ref('unit_key'),
         ref('unit_value'),
-        ref('unit_value_blocks'),
+        ref('unit_blocks'),
         heads=var('unit_heads', 1),
     ) }}
 )

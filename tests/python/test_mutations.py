@@ -78,9 +78,18 @@ MUTATIONS = [
     Mutation(
         "attention to what lies ahead",
         "kernels/attention.sql",
-        "subvector(score, 1, position + 1)",
-        "score",
+        "            and k.position <= {{ query }}.position\n",
+        "",
         "attention_of_one_head",
+        status="error",
+    ),
+    Mutation(
+        "attention to blocks that lie ahead",
+        "kernels/attention.sql",
+        "            and keys.block < {{ first }}\n",
+        "",
+        "attention_reads_blocks_that_are_of_its_past",
+        status="error",
     ),
     Mutation(
         "attention without its scale",
@@ -90,24 +99,38 @@ MUTATIONS = [
         "attention_of_one_head",
     ),
     Mutation(
-        "parts of a head in another order",
+        "weights that do not sum to 1",
         "kernels/attention.sql",
-        "order by summed.first_feature",
-        "order by summed.first_feature desc",
-        "attention_shares_blocks_of_values",
+        "'1 / weights.total'",
+        "'1'",
+        "attention_of_one_head",
     ),
     Mutation(
-        "no newest key",
+        "parts of a head in another order",
         "kernels/attention.sql",
-        "[:query.position - block.first_key + 1]",
-        "[:query.position - block.first_key]",
-        "attention_shares_blocks_of_values",
+        "order by features.part)",
+        "order by features.part desc)",
+        "attention_reads_blocks_that_are_of_its_past",
+    ),
+    Mutation(
+        "positions of a long block twice",
+        "kernels/attention.sql",
+        "places ~ ' / ' ~ long ~ ' * ' ~ long // short",
+        "'0'",
+        "attention_reads_blocks",
+    ),
+    Mutation(
+        "no newest value",
+        "kernels/attention.sql",
+        "and v.position <= {{ weights }}.position",
+        "and v.position < {{ weights }}.position",
+        "attention_reads_blocks",
     ),
     Mutation(
         "attention to another sequence",
         "kernels/attention.sql",
-        "where k.sequence_id = queries.sequence_id",
-        "where true",
+        "on v.sequence_id = {{ weights }}.sequence_id",
+        "on true",
         "attention_of_one_head",
     ),
     Mutation(
@@ -184,9 +207,9 @@ MUTATIONS = [
     Mutation(
         "values of a block in another order",
         "kernels/attention.sql",
-        "array_agg(x.activation::real[] order by x.position)",
-        "array_agg(x.activation::real[] order by x.position desc)",
-        "complete_blocks_are_transposed",
+        "    and x.position <= {{ last }}.position\norder by x.position\n",
+        "    and x.position <= {{ last }}.position\norder by x.position desc\n",
+        "complete_blocks_are_kept",
     ),
     Mutation(
         "last token fed twice",
@@ -1009,17 +1032,17 @@ DAMAGE = {
         "update {layers}.gpt2_h_3_attn_c_attn_k as k set activation = other.activation "
         "from {layers}.gpt2_h_3_attn_c_attn_k as other where k.position = 0 "
         "and other.position = 1 and k.sequence_id = other.sequence_id",
-        {"gpt2_h_3_attn_causal"},
+        {"gpt2_h_3_attn_causal", "gpt2_h_3_attn_kv_blocks_complete"},
     ),
     "a value of another place": (
         "update {layers}.gpt2_h_4_attn_c_attn_v as v set activation = other.activation "
         "from {layers}.gpt2_h_4_attn_c_attn_v as other where v.position = 0 "
         "and other.position = 1 and v.sequence_id = other.sequence_id",
-        {"gpt2_h_4_attn_causal", "gpt2_h_4_attn_v_blocks_transposed"},
+        {"gpt2_h_4_attn_causal", "gpt2_h_4_attn_kv_blocks_complete"},
     ),
     "a block is missing": (
-        "delete from {layers}.gpt2_h_5_attn_v_blocks",
-        {"gpt2_h_5_attn_v_blocks_transposed"},
+        "delete from {layers}.gpt2_h_5_attn_kv_blocks",
+        {"gpt2_h_5_attn_kv_blocks_complete"},
     ),
     "NaN in the logits": (
         "update {layers}.gpt2_lm_head set logits[7] = 'NaN' "

@@ -3,6 +3,6 @@
     ref('gpt2_h_1_attn_c_attn_q'),
     ref('gpt2_h_1_attn_c_attn_k'),
     ref('gpt2_h_1_attn_c_attn_v'),
-    ref('gpt2_h_1_attn_v_blocks'),
+    ref('gpt2_h_1_attn_kv_blocks'),
     heads=hyperparameter(source('gpt2', 'config'), 'n_head'),
 ) }}
