@@ -29,13 +29,13 @@ end
 
 
 {#-
-    What all layers keep of a place, in bytes: nine activations of n_embd floats
+    What all layers keep of a place, in bytes: eleven activations of n_embd floats
     and one of n_inner a block, a quarter of each page free, and the logits.
 -#}
 {% macro gpt2_bytes_per_place(config) -%}
 (
     {{ hyperparameter(config, 'n_layer') }} * (
-        9 * {{ hyperparameter(config, 'n_embd') }} + coalesce(
+        11 * {{ hyperparameter(config, 'n_embd') }} + coalesce(
             {{ hyperparameter(config, 'n_inner') }},
             4 * {{ hyperparameter(config, 'n_embd') }}
         )
