@@ -143,11 +143,15 @@ def test_again(
 def test_layers_agree(
     checked: tuple[subprocess.CompletedProcess[str], dict, dict],
 ) -> None:
-    """All of them: as many as there are files."""
+    """All that have a reference: as many as there are files."""
     done, _, _ = checked
     assert done.returncode == 0, done.stdout
     for network in ("gpt2", "ddpm"):
-        layers = [*(PROJECT / "models" / network / "layers").glob("*.sql")]
+        layers = [
+            path
+            for path in (PROJECT / "models" / network / "layers").glob("*.sql")
+            if not path.stem.endswith("_kv_blocks")  # they repeat two others
+        ]
         assert f"{network}: {len(layers)} layers agree with" in done.stdout
 
 
