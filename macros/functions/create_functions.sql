@@ -59,8 +59,9 @@
     $body$;
 
     {#
-        Vectors of positions to vectors of their elements, [positions][n] to
-        [n][positions], so many positions at a time; positions is a multiple.
+        Vectors transposed, [positions][n] to [n][positions]. It takes
+        value_blocks()[0] positions at a time: an error unless there is a
+        multiple of that.
     #}
     create or replace function {{ db_function('transposed') }} (x vector[])
     returns vector[] language plpgsql immutable strict parallel safe as $body$

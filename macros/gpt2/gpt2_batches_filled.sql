@@ -30,7 +30,7 @@ end
 
 {#-
     What all layers keep of a place, in bytes: eleven activations of n_embd floats
-    and one of n_inner a block, a quarter of each page free, and the logits.
+    (three of them kv_blocks) and one of n_inner a block, a quarter of each page free, and the logits.
 -#}
 {% macro gpt2_bytes_per_place(config) -%}
 (

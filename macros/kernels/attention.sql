@@ -88,7 +88,7 @@ coefficients as materialized (
     ) as longest
 ),
 
-{# not normalized: their sum is `total` #}
+{# not normalized: their sum is `total`. The last coefficient, 1/0!, is a vector of ones. #}
 weights as (
     select
         e.*,

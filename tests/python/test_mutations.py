@@ -212,6 +212,21 @@ MUTATIONS = [
         "complete_blocks_are_kept",
     ),
     Mutation(
+        "parts of a long block in another order",
+        "functions/create_functions.sql",
+        "select a || b from unnest(columns, newest)",
+        "select b || a from unnest(columns, newest)",
+        "complete_blocks_are_kept",
+    ),
+    Mutation(
+        "weights that underflow",
+        "kernels/exponential.sql",
+        "lowest=-40",
+        "lowest=-80",
+        "attention_of_a_value_near_zero",
+        status="error",
+    ),
+    Mutation(
         "last token fed twice",
         "gpt2/gpt2_frontier.sql",
         "(select max(step) from",
