@@ -26,10 +26,11 @@
 
 
 {% macro postgres__attention(query, key, value, blocks, heads) -%}
-{#- A query and a key of a head take as long as some twenty multiply-adds a channel. -#}
+{#- A query of a head takes as long as some 250,000 multiply-adds, and 650 for each
+    position of the text. -#}
 {{ parallel_work(
-    '(select count(*) from ' ~ at_frontier(query, 'x') ~ ") * pg_relation_size('" ~ key
-    ~ "') / 2 * " ~ heads
+    '(select count(*) * (250000 + 650 * max(x.position)) from '
+    ~ at_frontier(query, 'x') ~ ') * ' ~ heads
 ) }}
 {# each head of the scaled queries; `start` features are before its own #}
 with queries as (

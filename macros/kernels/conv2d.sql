@@ -43,8 +43,7 @@ with in_row as (
         x,
         {{ with_neighbours('activation', 'across', 'vector_dims(activation)') }} as activation
     from {{ at_frontier(input, 'x') }}
-    where {{ row_band('y + 1', input) }} >= {{ band() }}
-        and {{ row_band('y - 1', input) }} <= {{ band() }}
+    where {{ in_row_band('y + 1', 'y - 1', input) }}
     window across as (partition by image_id, y order by x)
 ),
 
@@ -65,7 +64,7 @@ inputs as (
         x / {{ stride }} as x,
         activation
     from patches
-    where {{ row_band('y', input) }} = {{ band() }}
+    where {{ in_row_band('y', 'y', input) }}
     {%- if stride > 1 %}
         and y % {{ stride }} = 1 - {{ padding }}
         and x % {{ stride }} = 1 - {{ padding }}
@@ -104,8 +103,10 @@ inner join {{ residual }} as residual using ({{ place_columns() | join(', ') }})
 {%- endmacro %}
 
 
-{#- The band of an image's row of places: bands are of rows side by side, since
-    each needs the row above and below it as well. -#}
-{% macro row_band(y, input) -%}
-    ({{ y }}) * {{ bands() }} / (select max(y) + 1 from {{ input }})
+{#- A condition: some of an image's rows `first` to `last` belong to the band. Bands
+    are of rows side by side, since each needs the row above and below it as well. -#}
+{% macro in_row_band(last, first, input) -%}
+    {%- set rows = '(select max(y) + 1 from ' ~ input ~ ')' -%}
+    {{ last }} >= {{ rows }} * {{ band_start() }}
+    and {{ first }} < {{ rows }} * {{ band_end() }}
 {%- endmacro %}

@@ -20,9 +20,11 @@
 
 
 {% macro postgres__group_norm(input, weights, groups, epsilon, activation) -%}
-{#- An activation function takes as long as some 300 multiply-adds. Half of a table
-    is room for the next step. -#}
-{{ parallel_work("pg_relation_size('" ~ input ~ "') / 8 * 300") }}
+{#- An element takes as long as some 150 multiply-adds, and 550 with an activation
+    function. Half of a table is room for the next step. -#}
+{{ parallel_work(
+    "pg_relation_size('" ~ input ~ "') / 8 * " ~ (550 if activation else 150)
+) }}
 with band as materialized (
     select {{ images_of_band(input) }} as images
 ),

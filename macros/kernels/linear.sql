@@ -83,9 +83,9 @@ inner join {{ residual }} as residual
                     where w.chunk = input.chunk
                     {%- if banded %}
                         and w.feature
-                            >= {{ first_block(weights, band()) }} * {{ feature_block() }}
+                            >= {{ first_block(weights, band_start()) }} * {{ feature_block() }}
                         and w.feature
-                            < {{ first_block(weights, band() ~ ' + 1') }} * {{ feature_block() }}
+                            < {{ first_block(weights, band_end()) }} * {{ feature_block() }}
                     {%- endif %}
                     order by w.feature
                 )
@@ -187,8 +187,8 @@ select
     w.weights
 from generate_series(0, (select max(chunk) from {{ weights }})) as input (chunk)
 cross join generate_series(
-    {{ first_block(weights, band()) if banded else 0 }},
-    {{ first_block(weights, band() ~ ' + 1') if banded else block_count(weights) }} - 1
+    {{ first_block(weights, band_start()) if banded else 0 }},
+    {{ first_block(weights, band_end()) if banded else block_count(weights) }} - 1
 ) as block (number)
 cross join lateral (
     select
@@ -298,10 +298,9 @@ subvector(array[
 {%- endmacro %}
 
 
-{#- The first block of features that is a band's; up to the next one's, they are
-    its own. -#}
-{% macro first_block(weights, band) -%}
-    ({{ block_count(weights) }} * ({{ band }}) / {{ bands() }})
+{#- The first block of features from a part of all of them on, see band_start(). -#}
+{% macro first_block(weights, start) -%}
+    ceil({{ block_count(weights) }} * {{ start }})::integer
 {%- endmacro %}
 
 

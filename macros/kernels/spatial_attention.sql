@@ -32,9 +32,11 @@
 
 
 {% macro postgres__spatial_attention(query, key, value, head_size) -%}
-{#- A pair of places takes as long as some ten multiply-adds a channel. -#}
+{#- An element of a query takes as long as some 10,000 multiply-adds, and 25 for each
+    key. Half of a table is room for the next step. -#}
 {{ parallel_work(
-    '(select count(*) from ' ~ key ~ ") * pg_relation_size('" ~ query ~ "') / 8 * 10"
+    '(select 10000 + 25 * (max(y) + 1) * (max(x) + 1) from ' ~ key ~ ')'
+    ~ " * pg_relation_size('" ~ query ~ "') / 8"
 ) }}
 with band as materialized (
     select {{ images_of_band(key) }} as images

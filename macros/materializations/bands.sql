@@ -9,13 +9,17 @@
     a Parallel Append call it once for each. As it stands in the model, the SELECT
     is the only band of one.
 
+    A worker takes a while to start. So its share of the work, 1 in all, is smaller
+    than the leader's, which has the last band: Parallel Append gives the leader the
+    last call, and workers the first.
+
     No number depends on its band: the layer is the same to the bit whatever the
     number of workers, which may be none.
 -#}
 
 
-{#- The number of a band, from 0, and how many there are: what create_layer()
-    replaces. -#}
+{#- The number of a band, from 0, how many there are, and the share of each but the
+    last one: what create_band_functions() replaces. -#}
 {% macro band() -%}
     /* band */ 0
 {%- endmacro %}
@@ -26,12 +30,40 @@
 {%- endmacro %}
 
 
-{#- A condition: the row's place belongs to the band. Neighbours are in turn, as
-    later positions of a text have more to attend to. -#}
+{% macro band_share() -%}
+    /* share */ 1
+{%- endmacro %}
+
+
+{#- Expressions: the band has the part of the work, from 0 to 1, between these. The
+    end of a band is the start of the next one to the bit. -#}
+{% macro band_start() -%}
+    ({{ band() }} * {{ band_share() }}::float8)
+{%- endmacro %}
+
+
+{% macro band_end() -%}
+    (
+        case
+            when {{ band() }} = {{ bands() }} - 1 then 1
+            else ({{ band() }} + 1) * {{ band_share() }}::float8
+        end
+    )
+{%- endmacro %}
+
+
+{#- A condition: the row's place belongs to the band. A band has every so manieth of
+    any places that are side by side, since later positions of a text have more to
+    attend to: the multiples of the golden ratio, without their whole part, are spread
+    evenly however few of them there are. -#}
 {% macro in_band(alias) -%}
-    ({% for column in place_columns() -%}
-        {{ alias }}.{{ column }}{{ ' + ' if not loop.last }}
-    {%- endfor %}) % {{ bands() }} = {{ band() }}
+    {%- set number -%}
+        ({% for column in place_columns() -%}
+            {{ alias }}.{{ column }}{{ ' + ' if not loop.last }}
+        {%- endfor %}) * 0.6180339887498949::float8
+    {%- endset -%}
+    {{ number }} - floor({{ number }}) >= {{ band_start() }}
+    and {{ number }} - floor({{ number }}) < {{ band_end() }}
 {%- endmacro %}
 
 
@@ -127,31 +159,39 @@
 {% macro band_count(work) -%}
     least(
         current_setting('max_parallel_workers_per_gather')::integer + 1,
-        ({{ work }}) / {{ var('work_per_process') }}
+        {{ work }} / {{ var('work_per_process') }}
     )
 {%- endmacro %}
 
 
+{#- An expression: the share of a worker, so that all end together if the leader has
+    done the work of `work_per_process` before they begin. -#}
+{% macro worker_share(work, bands) -%}
+    (1 - {{ var('work_per_process') }}::float8 / {{ work }}) / {{ bands }}
+{%- endmacro %}
+
+
 {#-
-    The functions `<layer>_band(band, bands)`, a band's rows, and
-    `<layer>_bands(bands)`, those of all bands, joined where they are parts. The
+    The functions `<layer>_band(band, bands, share)`, a band's rows, and
+    `<layer>_bands(bands, share)`, those of all bands, joined where they are parts. The
     settings make the calls parallel, and nothing within them: sums keep their
     order. A worker has them and those of the layer's forward function.
 -#}
 {% macro create_band_functions(relation, sql) -%}
     create or replace function {{ band_function(relation) }}(
-        band integer, bands integer
+        band integer, bands integer, share float8
     ) returns setof {{ relation }} language plpgsql
     stable parallel safe
     as $band$
     begin
         return query
-        {{ sql | replace(bands(), '$2') | replace(band(), '$1') }};
+        {{ sql | replace(bands(), '$2') | replace(band_share(), '$3') | replace(band(), '$1') }};
     end
     $band$;
 
-    create or replace function {{ bands_function(relation) }}(bands integer)
-    returns setof {{ relation }} language plpgsql stable
+    create or replace function {{ bands_function(relation) }}(
+        bands integer, share float8
+    ) returns setof {{ relation }} language plpgsql stable
     set parallel_setup_cost = 0
     set parallel_tuple_cost = 0
     set min_parallel_table_scan_size = 715827882
@@ -162,8 +202,8 @@
             select string_agg(
                 format(
                     'select {{ "%1$s as band, " if joined_column(sql) }}* '
-                    'from {{ band_function(relation) }}(%1$s, %2$s)',
-                    i, bands
+                    'from {{ band_function(relation) }}(%1$s, %2$s, %3$s)',
+                    i, bands, share
                 ),
                 ' union all '
             )

@@ -254,6 +254,7 @@ md5('{{ local_md5(sql) }}' || coalesce(
     {{ definition_mark() }}
     {%- if work %}
     declare
+        work bigint;
         bands integer := 1;
     {%- endif %}
     begin
@@ -273,11 +274,14 @@ md5('{{ local_md5(sql) }}' || coalesce(
         {%- endif %}
         {%- if work %}
         if all_places or {{ history == 'newest_step' or is_work_of_each_step(sql) }} then
-            bands := {{ band_count(work) }};
+            work := {{ work }};
+            bands := {{ band_count('work') }};
         end if;
         if bands > 1 then
             insert into {{ relation }}
-            select * from {{ bands_function(relation) }}(bands)
+            select * from {{ bands_function(relation) }}(
+                bands, {{ worker_share('work', 'bands') }}
+            )
             {{ on_conflict }};
         {%- if has_resident %}
         {%- for texts, one in {'several': false, 'one': true}.items() %}

@@ -84,6 +84,30 @@ def computed(
     return layers, workers_launched(connection) - launched
 
 
+def computed_in_shares(
+    connection: Connection, functions: list[tuple[str, str]], bands: int, share: float
+) -> Layers:
+    """The layers that have bands, put together from bands of that share."""
+    layers = {}
+    with connection.cursor() as cursor:
+        cursor.execute("set dbt_nn.all_places = 'true'")
+        for table, _ in functions:
+            all_bands = table.removesuffix('"') + '_bands"'
+            cursor.execute(
+                "select to_regprocedure(%s) is not null",
+                [f"{all_bands}(integer, float8)"],
+            )
+            if cursor.fetchone() == (True,):
+                cursor.execute(
+                    f"select md5(string_agg(row::text, ' ' order by row::text)) "
+                    f"from {all_bands}(%s, %s) as row",
+                    [bands, share],
+                )
+                [(layers[table],)] = cursor.fetchall()
+        cursor.execute("reset dbt_nn.all_places")
+    return layers
+
+
 def workers_launched(connection: Connection) -> int:
     with connection.cursor() as cursor:
         cursor.execute("select pg_stat_clear_snapshot()")
@@ -109,6 +133,10 @@ def check_bands(connection: Connection, step: str) -> None:
         shared, launched = run(f"max_parallel_workers_per_gather = {workers}")
         assert launched > 0
         assert shared == serial, f"{workers} workers"
+    for bands, share in ((2, 0.25), (3, 0.11), (2, 0.0)):
+        shared = computed_in_shares(connection, functions, bands, share)
+        assert len(shared) > 50
+        assert shared.items() <= serial.items(), f"{bands} bands, {share} each"
     # planned, and not there when it comes to it
     alone, launched = run(
         "max_parallel_workers_per_gather = 2", "max_parallel_workers = 0"
