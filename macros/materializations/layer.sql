@@ -265,7 +265,7 @@ md5('{{ local_md5(sql) }}' || coalesce(
         {#- To truncate makes new files, and searches all of the server's cache for
             the old ones: with few rows it takes longer than to delete them. #}
         if all_places then
-            if pg_relation_size('{{ relation }}') > {{ deleted_at_most() }} then
+            if pg_table_size('{{ relation }}') > {{ deleted_at_most() }} then
                 truncate {{ relation }};
             else
                 delete from {{ relation }};
