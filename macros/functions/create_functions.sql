@@ -58,40 +58,23 @@
     end
     $body$;
 
-    {#
-        Vectors transposed, [positions][n] to [n][positions]. It takes
-        value_blocks()[0] positions at a time: an error unless there is a
-        multiple of that.
-    #}
+    {# value_blocks()[0] vectors transposed: [positions][n] to [n][positions]. #}
     create or replace function {{ db_function('transposed') }} (x vector[])
     returns vector[] language plpgsql immutable strict parallel safe as $body$
-    declare
-        columns vector[];
-        newest vector[];
     begin
-        for i in 1..cardinality(x) by {{ value_blocks()[0] }} loop
-            newest := array(
-                select array[
-                    {%- for j in range(value_blocks()[0]) %}
-                    element.x{{ j }}{{ ',' if not loop.last }}
+        return array(
+            select array[
+                {%- for i in range(value_blocks()[0]) %}
+                element.x{{ i }}{{ ',' if not loop.last }}
+                {%- endfor %}
+            ]::vector
+            from (
+                select
+                    {%- for i in range(value_blocks()[0]) %}
+                    unnest(x[{{ i + 1 }}]::real[]) as x{{ i }}{{ ',' if not loop.last }}
                     {%- endfor %}
-                ]::vector
-                from (
-                    select
-                        {%- for j in range(value_blocks()[0]) %}
-                        unnest(x[i + {{ j }}]::real[]) as x{{ j }}{{ ',' if not loop.last }}
-                        {%- endfor %}
-                ) as element
-            );
-            if columns is null then
-                columns := newest;
-            else
-                columns := array(
-                    select a || b from unnest(columns, newest) as pair (a, b)
-                );
-            end if;
-        end loop;
-        return columns;
+            ) as element
+        );
     end
     $body$;
 

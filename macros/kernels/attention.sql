@@ -312,40 +312,110 @@ having count(*) > 0
 
 
 {% macro postgres__attention_blocks(key, value, heads) -%}
+{%- set short, long = value_blocks() -%}
 with complete as (
     select
         last.sequence_id,
         last.position,
-        blocks.*
+        blocks.positions
     from {{ frontier() }} as last
     inner join (
-        values
-        ({{ key_block() }}, true)
-        {%- for positions in value_blocks() %}, ({{ positions }}, false){% endfor %}
-    ) as blocks (positions, is_keys)
+        values ({{ key_block() }}), ({{ short }}), ({{ long }})
+    ) as blocks (positions)
         on last.position % blocks.positions = blocks.positions - 1
+),
+
+{# the values of each short block that is complete, or part of a long one that is #}
+transposed as materialized (
+    select
+        parts.*,
+        {{ db_function('transposed') }}(array(
+            {{ newest_rows(value, 'parts') | indent(12) }}
+        )) as x
+    from (
+        select
+            part.sequence_id,
+            part.position,
+            {{ short }} as positions,
+            bool_or(part.whole = {{ short }}) as is_short,
+            bool_or(part.whole = {{ long }} and part.position = part.last) as ends_long
+        from (
+            select
+                complete.sequence_id,
+                complete.positions as whole,
+                complete.position as last,
+                generate_series(
+                    complete.position - complete.positions + {{ short }},
+                    complete.position,
+                    {{ short }}
+                ) as position
+            from complete
+            where complete.positions in ({{ short }}, {{ long }})
+        ) as part
+        group by part.sequence_id, part.position
+    ) as parts
+    offset 0
 ),
 
 {# the vectors of all heads: of a key's features, or for each feature of the values #}
 vectors as (
     select
         complete.*,
-        complete.position / complete.positions as block,
-        case
-            when complete.is_keys then array(
-                {{ newest_rows(key, 'complete') | indent(16) }}
-            )
-            else {{ db_function('transposed') }}(array(
-                {{ newest_rows(value, 'complete') | indent(16) }}
-            ))
-        end as x
+        true as is_keys,
+        array(
+            {{ newest_rows(key, 'complete') | indent(12) }}
+        ) as x
     from complete
-    offset 0
+    where complete.positions = {{ key_block() }}
+
+    union all
+
+    select
+        transposed.sequence_id,
+        transposed.position,
+        transposed.positions,
+        false,
+        transposed.x
+    from transposed
+    where transposed.is_short
+
+    union all
+
+    select
+        parts.sequence_id,
+        parts.position,
+        {{ long }},
+        false,
+        array(
+            select {% for i in range(long // short) %}feature.x{{ i }}{{ ' || ' if not loop.last }}{% endfor %}
+            from unnest(
+                {%- for i in range(long // short) %}
+                parts.x{{ i }}{{ ',' if not loop.last }}
+                {%- endfor %}
+            ) as feature (
+                {%- for i in range(long // short) %}x{{ i }}{{ ', ' if not loop.last }}{% endfor -%}
+            )
+        )
+    from (
+        select
+            transposed.sequence_id,
+            transposed.position,
+            transposed.ends_long,
+            {%- for i in range(long // short) %}
+            lag(transposed.x, {{ long // short - 1 - i }}) over side as x{{ i }}{{ ',' if not loop.last }}
+            {%- endfor %}
+        from transposed
+        window side as (
+            partition by transposed.sequence_id order by transposed.position
+        )
+    ) as parts
+    where parts.ends_long
 ),
 
 heads as (
     select
         vectors.*,
+        vectors.position / vectors.positions as block,
         head.number as head,
         case
             when vectors.is_keys then vector_dims(vectors.x[1])
@@ -403,7 +473,7 @@ order by x.position
 
 
 {#- Positions in the blocks of values, a short one and a multiple of it, where a sum
-    takes a fourth of the products. transposed() takes multiples of the short one. -#}
+    takes a fourth of the products. -#}
 {% macro value_blocks() -%}
     {{ return([15, 60]) }}
 {%- endmacro %}
