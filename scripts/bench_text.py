@@ -193,7 +193,7 @@ def layer_calls(connection: Connection, model: str) -> list[sql.Composable]:
 
 
 def prefill(bench: Bench, network: GPT2LMHeadModel) -> Iterator[Row]:
-    """A whole prompt through every layer."""
+    """A whole prompt through every layer, in a transaction as a batch begins."""
     length = bench.sizes.prefill
     say(f"prefill: {length:,} tokens")
     token_ids = random_tokens(1, length, network.config.vocab_size)
@@ -202,8 +202,10 @@ def prefill(bench: Bench, network: GPT2LMHeadModel) -> Iterator[Row]:
     calls = layer_calls(bench.connection, "gpt2_completion_tokens")
 
     def ours() -> None:
+        cursor.execute("begin")
         for call in calls:
             cursor.execute(call)
+        cursor.execute("commit")
 
     def theirs() -> None:
         network(token_ids, use_cache=True)

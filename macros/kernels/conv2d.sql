@@ -35,7 +35,8 @@
 
 
 {% macro postgres__conv2d(input, weights, stride, padding, time_embedding, residual) -%}
-{{ parallel_matmul(input, weights) }}
+{#- To put neighbours side by side takes as long as some 60,000 multiply-adds a place. -#}
+{{ parallel_matmul(input, weights, place_work=60000, stride=stride) }}
 with in_row as (
     select
         image_id,

@@ -123,11 +123,13 @@
 {%- endmacro %}
 
 
-{#- The same, of weights (as in linear()) that meet every place of `input`. -#}
-{% macro parallel_matmul(input, weights) -%}
+{#- The same, of weights (as in linear()) that meet the places of `input`, or each
+    `stride`-th of them in both directions, and of what a place costs besides. -#}
+{% macro parallel_matmul(input, weights, place_work=15000, stride=1) -%}
     {{ parallel_work(
         '(select count(*) from ' ~ at_frontier(input, 'x') ~ ')'
-        ~ " * pg_relation_size('" ~ weights ~ "') / 4"
+        ~ " * (pg_relation_size('" ~ weights ~ "') / 5 + " ~ place_work ~ ') / '
+        ~ stride * stride
     ) }}
 {%- endmacro %}
 
