@@ -26,6 +26,7 @@ import pytest
 
 import database
 import server as server_script
+from dbt_process import run_dbt
 
 Dbt = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -136,16 +137,8 @@ def _run_dbt(
     timeout: float = 1200,
 ) -> subprocess.CompletedProcess[str]:
     """Run dbt in the project's folder; `env` is added to the environment."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dbt.cli.main", *arguments],
-        cwd=database.PROJECT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **(env or {})},
-        check=False,
-        timeout=timeout,
+    done = run_dbt(
+        list(arguments), database.PROJECT, {**os.environ, **(env or {})}, timeout
     )
     if check and done.returncode != 0:
         pytest.fail(
