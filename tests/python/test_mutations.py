@@ -213,9 +213,23 @@ MUTATIONS = [
     ),
     Mutation(
         "parts of a long block in another order",
-        "functions/create_functions.sql",
-        "select a || b from unnest(columns, newest)",
-        "select b || a from unnest(columns, newest)",
+        "kernels/attention.sql",
+        "lag(transposed.x, {{ long // short - 1 - i }})",
+        "lag(transposed.x, {{ i }})",
+        "complete_blocks_are_kept",
+    ),
+    Mutation(
+        "short blocks that are kept again with their long one",
+        "kernels/attention.sql",
+        "    where transposed.is_short\n",
+        "",
+        "complete_blocks_are_kept",
+    ),
+    Mutation(
+        "a long block at each short one of its end",
+        "kernels/attention.sql",
+        "    where parts.ends_long\n",
+        "",
         "complete_blocks_are_kept",
     ),
     Mutation(
