@@ -52,10 +52,9 @@
 {%- endmacro %}
 
 
-{#- A condition: the row's place belongs to the band. A band has every so manieth of
-    any places that are side by side, since later positions of a text have more to
-    attend to: the multiples of the golden ratio, without their whole part, are spread
-    evenly however few of them there are. -#}
+{#- A condition: the row's place belongs to the band. A band has its share of any few
+    places that are side by side, since later positions of a text have more to attend
+    to: multiples of the golden ratio, without their whole part, are spread evenly. -#}
 {% macro in_band(alias) -%}
     {%- set number -%}
         ({% for column in place_columns() -%}
