@@ -16,9 +16,15 @@ ifneq ($(origin PROMPT),undefined)
 override PROMPT := $(value PROMPT)
 export PROMPT
 endif
+ifneq ($(origin QUERY),undefined)
+override QUERY := $(value QUERY)
+export QUERY
+endif
 override OPTIONS := $(value OPTIONS)
 export OPTIONS
+N ?= 10
 
+# What sets up prints on stderr: stdout is for what a command is asked for.
 .PHONY: help
 help:  ## list the commands
 	@echo 'dbt_nn: neural networks as dbt models'
@@ -26,20 +32,31 @@ help:  ## list the commands
 		awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 .PHONY: demo
-demo: seed  ## set up, load the bundled networks, let them write and draw
+demo: seed  ## set up, load the networks, let them write and draw
+	@$(PY) scripts/load_checkpoint.py >&2
 	@$(PY) scripts/demo.py
 
+# make takes blanks from the front of a variable, and " Emma" is another token than
+# "Emma": complete.py looks at what make itself was called with.
 .PHONY: gpt2
 gpt2: checkpoint  ## complete PROMPT="…" (OPTIONS="temperature=0.8 top_k=40")
-	@$(PY) scripts/complete.py
+	@MAKE_PID=$$PPID $(PY) scripts/complete.py
+
+.PHONY: next
+next: checkpoint  ## show the N=10 likeliest tokens after PROMPT="…"
+	@MAKE_PID=$$PPID $(PY) scripts/complete.py --next '$(N)'
 
 .PHONY: ddpm
 ddpm: checkpoint  ## draw images (OPTIONS="seed=3 batch_size=4") to pictures/
 	@$(PY) scripts/draw.py
 
+.PHONY: search
+search: encoder  ## find the paragraphs of a novel nearest to QUERY="…"
+	@$(PY) scripts/search.py
+
 .PHONY: setup
 setup:  ## make .venv and install the locked packages
-	@sh scripts/setup.sh
+	@sh scripts/setup.sh >&2
 
 .PHONY: setup-test
 setup-test:
@@ -47,7 +64,7 @@ setup-test:
 
 .PHONY: server
 server: setup  ## start the embedded PostgreSQL (or check your own)
-	@$(PY) scripts/server.py start
+	@$(PY) scripts/server.py start >&2
 
 .PHONY: stop
 stop:  ## stop the embedded PostgreSQL
@@ -56,47 +73,59 @@ stop:  ## stop the embedded PostgreSQL
 .PHONY: checkpoint
 checkpoint: server  ## load the bundled checkpoints if they are not loaded yet
 	@$(PY) scripts/load_checkpoint.py checkpoints/gpt2-twin \
-		--name gpt2_twin --if-changed
+		--name gpt2_twin --if-changed >&2
 	@$(PY) scripts/load_checkpoint.py checkpoints/ddpm-twin \
-		--name ddpm_twin --if-changed
+		--name ddpm_twin --if-changed >&2
+
+.PHONY: encoder
+encoder: server  ## load all-MiniLM-L6-v2 if it is not loaded yet (91 MB, once)
+	@$(PY) scripts/load_checkpoint.py sentence-transformers/all-MiniLM-L6-v2 \
+		--name minilm --if-changed >&2
 
 .PHONY: seed
-seed: checkpoint  ## load the default prompts, seeds/prompts.csv
-	@$(DBT) --quiet seed --select prompts
+seed: checkpoint  ## load the default prompts and texts, seeds/*.csv
+	@$(DBT) --quiet seed
 
 .PHONY: docs
 docs: checkpoint  ## write the documentation site to target/static_index.html
 	@$(DBT) docs generate --static
 	@echo 'open target/static_index.html, or run .venv/bin/dbt docs serve'
 
+.PHONY: lineage
+lineage: checkpoint  ## draw docs/lineage.png anew (needs Chromium or Chrome)
+	@$(PY) scripts/lineage.py
+
 .PHONY: test
-test: lint seed  ## run every check and test
-	@$(PY) -m pytest -n 2 --dist loadfile
+test: lint seed  ## check style, and run all tests but the long ones
+	@$(PY) -m pytest -n 2 --dist loadfile -m 'not long'
+
+.PHONY: test-long
+test-long: setup-test seed  ## run the others: faults, mutations, long runs, documents
+	@$(PY) -m pytest -n 2 --dist loadfile -m long
 
 .PHONY: check
 check: checkpoint  ## compare every layer with transformers and diffusers
 	@$(PY) scripts/check.py
 
-.PHONY: test-fast
-test-fast: lint seed  ## the same without the slow tests
-	@$(PY) -m pytest -n 2 --dist loadfile -m 'not slow'
-
 .PHONY: bench
 bench: setup-test checkpoint  ## time the networks beside transformers and diffusers
 	@$(PY) scripts/bench.py
 
-# Blocks and layers after the first of a kind differ in their number only; an
-# incremental model looks for its table.
+# Layers in both forms, see macros/engines/form.sql. Blocks and layers after the first
+# of a kind differ in their number only; an incremental model looks for its table.
 .PHONY: lint
 lint: setup-test  ## check Python, YAML and SQL, without a database
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(DBT) --quiet parse --target-path target/lint
-	@$(DBT) --quiet compile --target-path target/lint \
+	@$(DBT) --quiet compile --target-path target/lint/plain \
 		--no-introspect --no-populate-cache --exclude config.materialized:incremental
-	@find target/lint/compiled/dbt_nn/models -name '*.sql' -type f \
-		! -name '*_h_[1-9]*' ! -name '*blocks_[1-9]*' ! -name '*resnets_[1-9]*' \
-		! -name '*attentions_[1-9]*' ! -path '*/unit_tests/*' -exec $(PY) -m sqlfluff lint {} +
+	@$(DBT) --quiet compile --target-path target/lint/fast --vars 'compiled_kernels: fast' \
+		--no-introspect --no-populate-cache --select config.materialized:layer \
+		--exclude test_type:data
+	@find target/lint/*/compiled/dbt_nn/models -name '*.sql' -type f \
+		! -name '*_h_[1-9]*' ! -name '*_layer_[1-9]*' ! -name '*blocks_[1-9]*' ! -name '*resnets_[1-9]*' \
+		! -name '*attentions_[1-9]*' -exec $(PY) -m sqlfluff lint {} +
 
 .PHONY: format
 format: setup-test  ## bring Python files to that style
@@ -110,10 +139,17 @@ lock: setup  ## write both requirements files anew from pyproject.toml
 
 .PHONY: clean
 clean:  ## remove what dbt and the tools wrote
-	@rm -rf target logs .pytest_cache .ruff_cache .hypothesis
+	@rm -rf target logs .pytest_cache integration_tests/target \
+		integration_tests/logs integration_tests/dbt_packages .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 .PHONY: distclean
-distclean: clean  ## also remove .venv and the database with all its data
-	@if [ -x $(PY) ]; then $(PY) scripts/server.py delete; fi
-	@rm -rf .venv
+distclean:  ## remove all that was set up, .venv and the database with its data too; asks (YES=1)
+	@if [ -x $(PY) ]; then \
+		$(PY) scripts/uninstall.py $(if $(filter 1 yes,$(YES)),--yes); \
+	elif [ -e .postgres ]; then \
+		echo 'error: to stop its server, Python packages are needed: make setup' >&2; \
+		exit 1; \
+	else \
+		echo 'nothing is set up here'; \
+	fi

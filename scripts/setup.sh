@@ -14,12 +14,25 @@ folder=$(pwd -P)
 # Before everything else, so that dbt finds a profile; never over a user's own.
 [ -e profiles.yml ] || cp profiles.example.yml profiles.yml
 
+# The command dbt-nn of .venv is this clone's; `import dbt_nn` works there, too.
+link_command() {
+    site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    printf '%s\n' "$folder" >"$site/dbt_nn.pth"
+    cat >.venv/bin/dbt-nn <<'END'
+#!/bin/sh
+here=$(dirname "$0")
+exec "$here/python" "$here/../../scripts/cli.py" "$@"
+END
+    chmod +x .venv/bin/dbt-nn
+}
+
 # A virtual environment that was moved or copied has scripts that call another's.
 usable() {
     grep -qF "$folder/.venv" .venv/bin/activate 2>/dev/null &&
         .venv/bin/python -c 'import pip' 2>/dev/null
 }
 if [ "$(cat ".venv/.installed-$kind" 2>/dev/null)" = "$(cksum <$lock)" ] && usable; then
+    [ -x .venv/bin/dbt-nn ] || link_command
     exit 0
 fi
 
@@ -58,6 +71,7 @@ if ! .venv/bin/python -m pip install -qq --no-input \
     echo "error: the packages could not be installed (pip says why above)" >&2
     exit 1
 fi
+link_command
 if [ "$kind" = test ]; then
     # it holds everything that the other lock does
     cksum <requirements.lock >.venv/.installed-runtime

@@ -13,8 +13,6 @@
     residual        [image, h', w', out]   relation of a layer, added
     -> [image, h', w', out]
 
-    im2col: two window passes put the nine neighbours of a place side by side,
-    zeros outside the image, and then it is a matrix product.
     Behaves as torch.nn.Conv2d.
 -#}
 {% macro conv2d(
@@ -26,88 +24,55 @@
                 'a convolution of 1 x 1 has neither a stride nor a time embedding here'
             ) }}
         {%- endif -%}
-        {{ return(linear(input, weights, residual=residual)) }}
+        {{ return(dbt_nn.linear(input, weights, residual=residual)) }}
     {%- endif -%}
-    {{ return(adapter.dispatch('conv2d', 'dbt_nn')(
-        input, weights, stride, padding, time_embedding, residual
-    )) }}
+    {%- set kernel = dbt_nn.form(dbt_nn.default__conv2d, adapter.dispatch('conv2d', 'dbt_nn')) -%}
+    {{ return(kernel(input, weights, stride, padding, time_embedding, residual)) }}
 {%- endmacro %}
 
 
-{% macro postgres__conv2d(input, weights, stride, padding, time_embedding, residual) -%}
-{#- To put neighbours side by side takes as long as some 60,000 multiply-adds a place. -#}
-{{ parallel_matmul(input, weights, place_work=60000, stride=stride) }}
-with in_row as (
+{% macro default__conv2d(input, weights, stride, padding, time_embedding, residual) -%}
+{# a place and its eight neighbours, row by row, zeros outside the image #}
+with patches as (
     select
-        image_id,
-        y,
-        x,
-        {{ with_neighbours('activation', 'across', 'vector_dims(activation)') }} as activation
-    from {{ at_frontier(input, 'x') }}
-    where {{ in_row_band('y + 1', 'y - 1', input) }}
-    window across as (partition by image_id, y order by x)
-),
-
-patches as (
-    select
-        image_id,
-        y,
-        x,
-        {{ with_neighbours('activation', 'down', 'vector_dims(activation)') }} as activation
-    from in_row
-    window down as (partition by image_id, x order by y)
-),
-
-inputs as (
-    select
-        image_id,
-        y / {{ stride }} as y,
-        x / {{ stride }} as x,
-        activation
-    from patches
-    where {{ in_row_band('y', 'y', input) }}
+        middle.image_id,
+        middle.y / {{ stride }} as y,
+        middle.x / {{ stride }} as x,
+        {{ dbt_nn.db_function('vector_concat') }}(
+            coalesce(
+                neighbour.activation,
+                {{ dbt_nn.broadcast('0', 'vector_dims(middle.activation)') }}
+            )
+            order by down.i, across.i
+        ) as activation
+    from {{ dbt_nn.at_frontier(input, 'middle') }}
+    cross join generate_series(-1, 1) as down (i)
+    cross join generate_series(-1, 1) as across (i)
+    left join {{ input }} as neighbour
+        on neighbour.image_id = middle.image_id
+        and neighbour.y = middle.y + down.i
+        and neighbour.x = middle.x + across.i
     {%- if stride > 1 %}
-        and y % {{ stride }} = 1 - {{ padding }}
-        and x % {{ stride }} = 1 - {{ padding }}
+    where middle.y % {{ stride }} = 1 - {{ padding }}
+        and middle.x % {{ stride }} = 1 - {{ padding }}
     {%- endif %}
-),
-
-product as (
-    {{ matmul_rows('inputs', weights) }}
+    group by middle.image_id, middle.y, middle.x
 )
 
 select
-    {{ place('product') }},
-    product.activation
+    {{ dbt_nn.place('patches') }},
+    {{ dbt_nn.matmul('patches.activation', weights) }}
     {%- if time_embedding %}
     + time_embedding.activation
     {%- endif %}
     {%- if residual %}
     + residual.activation
     {%- endif %} as activation
-from product
+from patches
 {%- if time_embedding %}
 inner join {{ time_embedding }} as time_embedding using (image_id)
 {%- endif %}
 {%- if residual %}
-inner join {{ residual }} as residual using ({{ place_columns() | join(', ') }})
+inner join {{ residual }} as residual using ({{ dbt_nn.place_columns() | join(', ') }})
 {%- endif %}
-{%- endmacro %}
-
-
-{#- A vector(n), the one before it and the one after it in a window, side by
-    side; zeros where there is none. -#}
-{% macro with_neighbours(x, window, n) -%}
-    coalesce(lag({{ x }}) over {{ window }}, {{ broadcast('0', n) }})
-        || {{ x }}
-        || coalesce(lead({{ x }}) over {{ window }}, {{ broadcast('0', n) }})
-{%- endmacro %}
-
-
-{#- A condition: some of an image's rows `first` to `last` belong to the band. Bands
-    are of rows side by side, since each needs the row above and below it as well. -#}
-{% macro in_row_band(last, first, input) -%}
-    {%- set rows = '(select max(y) + 1 from ' ~ input ~ ')' -%}
-    {{ last }} >= {{ rows }} * {{ band_start() }}
-    and {{ first }} < {{ rows }} * {{ band_end() }}
 {%- endmacro %}

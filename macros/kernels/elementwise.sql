@@ -1,60 +1,88 @@
 {#-
     Applies an activation function to each element of a vector expression.
 
-    activation   name as in transformers' and diffusers' configs: gelu_new,
-                 gelu_pytorch_tanh, silu
+    activation   name as in transformers' and diffusers' configs, see
+                 activation_function()
     x            vector(n), an expression of the enclosing row
-    -> vector(n), computed in float8. unnest() in a select list keeps the
-       order, and stores nothing
+    -> vector(n), computed in float8; PostgreSQL's fast form of GELU in float32
 -#}
 {% macro elementwise(activation, x) -%}
-    {{ return(adapter.dispatch('elementwise', 'dbt_nn')(activation, x)) }}
+    {%- set kernel = dbt_nn.form(
+        dbt_nn.default__elementwise, adapter.dispatch('elementwise', 'dbt_nn')
+    ) -%}
+    {{ return(kernel(activation, x)) }}
 {%- endmacro %}
 
 
-{% macro postgres__elementwise(activation, x) -%}
-    array(
-        select {{ activation_function(activation, 'element.x') }}
-        from (select unnest({{ x }}::real[]) as x) as element
-    )::vector
+{% macro default__elementwise(activation, x) -%}
+    (
+        select {{ dbt_nn.vector_of(dbt_nn.activation_function(activation, 'element.value'), by='element.i') }}
+        from {{ dbt_nn.elements_of(x, 'element') }}
+    )
 {%- endmacro %}
 
 
-{#- The scalar expression f(x) for float x; x is referenced several times. -#}
+{#-
+    The scalar expression f(x), in float8, for float x; x is referenced several times.
+    exp() beyond 709 on either side is an error in Postgres, and beyond 700 makes no
+    difference here.
+
+    gelu, gelu_python
+        GELU, x/2 (1 + erf(x / sqrt(2))): Hendrycks and Gimpel 2016; torch.nn.GELU
+    gelu_new, gelu_pytorch_tanh, gelu_python_tanh, gelu_fast, gelu_accurate
+        GELU in its tanh form, x/2 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3):
+        the same authors; transformers' NewGELUActivation. (1 + tanh(u)) / 2 is
+        1 / (1 + exp(-2u)), and exp() is the faster one.
+    silu, swish
+        x / (1 + exp(-x)): Hendrycks and Gimpel 2016; torch.nn.SiLU
+    relu, sigmoid, tanh
+        torch.nn.ReLU, torch.nn.Sigmoid, torch.nn.Tanh
+    linear, identity
+        x: transformers' LinearActivation, torch.nn.Identity
+-#}
 {% macro activation_function(activation, x) -%}
-    {%- if activation in ('gelu_new', 'gelu_pytorch_tanh') -%}
-        {{ return(gelu_tanh(x)) }}
-    {%- elif activation in ('silu', 'swish') -%}
-        {{ return(silu(x)) }}
+    {%- set activation = dbt_nn.activation_name(activation) -%}
+    {%- if activation == 'gelu' -%}
+    {{ x }} / 2 * (1 + erf({{ x }} / sqrt(2)))
+    {%- elif activation == 'gelu_new' -%}
+    {{ x }} / (1 + exp(greatest(least(
+        -sqrt(8 / pi()) * {{ x }} * (1 + 0.044715 * {{ x }}::float8 * {{ x }}), 700
+    ), -700)))
+    {%- elif activation == 'silu' -%}
+    {{ x }} / (1 + exp(greatest(least(-{{ x }}::float8, 700), -700)))
+    {%- elif activation == 'relu' -%}
+    greatest({{ x }}, 0)
+    {%- elif activation == 'sigmoid' -%}
+    1 / (1 + exp(greatest(least(-{{ x }}::float8, 700), -700)))
+    {%- elif activation == 'tanh' -%}
+    tanh({{ x }})
     {%- else -%}
-        {{ exceptions.raise_compiler_error(
-            "activation function '" ~ activation ~ "' is not known; known are "
-            ~ "gelu_new, gelu_pytorch_tanh, silu and swish"
-        ) }}
+    {{ x }}
     {%- endif -%}
 {%- endmacro %}
 
 
-{#-
-    GELU in its tanh form, x/2 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715
-    x^3), in float8: Hendrycks and Gimpel 2016; transformers' NewGELUActivation.
-    (1 + tanh(u)) / 2 is 1 / (1 + exp(-2u)), and exp() is the faster one.
--#}
-{% macro gelu_tanh(x) -%}
-    {{ x }} / (1 + {{ bounded_exp(
-        'least(-sqrt(8 / pi()) * ' ~ x ~ ' * (1 + 0.044715 * ' ~ x ~ '::float8 * ' ~ x
-        ~ '), 700)'
-    ) }})
-{%- endmacro %}
-
-
-{#-
-    SiLU or Swish, x / (1 + exp(-x)), in float8: Hendrycks and Gimpel 2016;
-    torch.nn.SiLU. exp() beyond 709 on either side is an error in Postgres, and
-    beyond 700 makes no difference here.
--#}
-{% macro silu(x) -%}
-    {{ x }} / (1 + {{ bounded_exp('least(-' ~ x ~ '::float8, 700)') }})
+{#- The first name of a function that has several; one that is not known is an error. -#}
+{% macro activation_name(activation) -%}
+    {%- set others = {
+        'gelu': ['gelu_python'],
+        'gelu_new': [
+            'gelu_pytorch_tanh', 'gelu_python_tanh', 'gelu_fast', 'gelu_accurate'
+        ],
+        'silu': ['swish'],
+        'relu': [],
+        'sigmoid': [],
+        'tanh': [],
+        'linear': ['identity'],
+    } -%}
+    {%- for name in others if activation in [name] + others[name] -%}
+        {{ name }}
+    {%- else -%}
+        {{ exceptions.raise_compiler_error(
+            "activation function '" ~ activation ~ "' is not known; known are "
+            ~ (others | list + others.values() | sum(start=[])) | join(', ')
+        ) }}
+    {%- endfor -%}
 {%- endmacro %}
 
 
@@ -66,7 +94,7 @@
 -#}
 {% macro activation_layer(input, activation) -%}
 select
-    {{ place('x') }},
-    {{ elementwise(activation, 'x.activation') }} as activation
-from {{ at_frontier(input, 'x') }}
+    {{ dbt_nn.place('x') }},
+    {{ dbt_nn.elementwise(activation, 'x.activation') }} as activation
+from {{ dbt_nn.at_frontier(input, 'x') }}
 {%- endmacro %}

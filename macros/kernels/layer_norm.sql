@@ -10,42 +10,33 @@
     Ba et al. 2016; behaves as torch.nn.LayerNorm.
 -#}
 {% macro layer_norm(input, weights, epsilon) -%}
-    {{ return(adapter.dispatch('layer_norm', 'dbt_nn')(input, weights, epsilon)) }}
+    {%- set kernel = dbt_nn.form(
+        dbt_nn.default__layer_norm, adapter.dispatch('layer_norm', 'dbt_nn')
+    ) -%}
+    {{ return(kernel(input, weights, epsilon)) }}
 {%- endmacro %}
 
 
-{% macro postgres__layer_norm(input, weights, epsilon) -%}
-with x as materialized (
-    select
-        {{ place('x') }},
-        x.activation,
-        vector_dims(x.activation) as n
-    from {{ at_frontier(input, 'x') }}
-),
-
-{# The mean of the elements is the inner product with a vector of 1/n. #}
-centered as materialized (
-    select
-        {{ place('x') }},
-        x.n,
-        x.activation - {{ broadcast(
-            'inner_product(x.activation, ' ~ broadcast('1.0 / x.n', 'x.n') ~ ')',
-            'x.n',
-        ) }} as activation
-    from x
-)
-
+{% macro default__layer_norm(input, weights, epsilon) -%}
 select
-    {{ place('centered') }},
-    centered.activation
-    * {{ broadcast(
-        '1 / sqrt(inner_product(centered.activation, centered.activation) '
-        ~ '/ centered.n + ' ~ epsilon ~ ')',
-        'centered.n',
-    ) }}
-    * norm.weight
-    + norm.bias as activation
-from centered
+    {{ dbt_nn.place('x') }},
+    (
+        select {{ dbt_nn.vector_of(
+            '(element.value - moments.mean) / sqrt(moments.variance + ' ~ epsilon ~ ')'
+            ~ ' * weight.value + bias.value',
+            by='element.i',
+        ) }}
+        from {{ dbt_nn.elements_of('x.activation', 'element') }}
+        inner join {{ dbt_nn.elements_of('norm.weight', 'weight') }} using (i)
+        inner join {{ dbt_nn.elements_of('norm.bias', 'bias') }} using (i)
+    ) as activation
+from {{ dbt_nn.at_frontier(input, 'x') }}
+cross join lateral (
+    select
+        avg(element.value) as mean,
+        var_pop(element.value) as variance
+    from {{ dbt_nn.elements_of('x.activation', 'element') }}
+) as moments
 cross join {{ weights }} as norm
 {%- endmacro %}
 

@@ -10,33 +10,28 @@
     Behaves as the lm_head of transformers' GPT2LMHeadModel.
 -#}
 {% macro lm_head(input, weights, all_positions=false) -%}
-    {{ return(adapter.dispatch('lm_head', 'dbt_nn')(input, weights, all_positions)) }}
+    {%- set kernel = dbt_nn.form(dbt_nn.default__lm_head, adapter.dispatch('lm_head', 'dbt_nn')) -%}
+    {{ return(kernel(input, weights, all_positions)) }}
 {%- endmacro %}
 
 
-{% macro postgres__lm_head(input, weights, all_positions) -%}
-{#- A band is of some features, as each place's would read all weights again. -#}
-{{ parallel_work(
-    '(select sum(vector_dims(x.activation)) from ' ~ at_frontier(input, 'x')
-    ~ ') * (select max(feature) from ' ~ weights ~ ' where chunk = 0)',
-    each_step=true,
-    joined='logits'
-) }}
-with x as materialized (
-    select {{ place('x') }}, {{ detoasted('x.activation') }} as activation
-    from {{ at_frontier(input, 'x') }}
-    {%- if not all_positions %}
-    where not exists (
-        select from {{ frontier() }} as later
-        where later.sequence_id = x.sequence_id
-            and later.position = x.position + 1
+{% macro default__lm_head(input, weights, all_positions) -%}
+select
+    {{ dbt_nn.place('x') }},
+    {{ dbt_nn.matmul('x.activation', weights, as='array') }} as logits
+from {{ dbt_nn.at_frontier(input, 'x') }}
+{%- if not all_positions %}
+where {{ dbt_nn.is_newest_position('x') }}
+{%- endif %}
+{%- endmacro %}
+
+
+{#- A condition: no later position of the row's sequence is at the frontier. -#}
+{% macro is_newest_position(alias) -%}
+    not exists (
+        select from {{ dbt_nn.frontier() }} as later
+        where later.sequence_id = {{ alias }}.sequence_id
+            and later.position = {{ alias }}.position + 1
             and later.step = frontier.step
     )
-    {%- endif %}
-)
-
-select {{ place('product') }}, product.activation as logits
-from (
-    {{ matmul_rows('x', weights, as='array', banded=true) | indent }}
-) as product
 {%- endmacro %}

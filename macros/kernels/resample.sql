@@ -13,7 +13,7 @@ select
     x.y * 2 + down.i as y,
     x.x * 2 + across.i as x,
     x.activation
-from {{ at_frontier(input, 'x') }}
+from {{ dbt_nn.at_frontier(input, 'x') }}
 cross join generate_series(0, 1) as down (i)
 cross join generate_series(0, 1) as across (i)
 {%- endmacro %}
@@ -30,8 +30,8 @@ cross join generate_series(0, 1) as across (i)
 -#}
 {% macro concatenate(left, right) -%}
 select
-    {{ place('x') }},
+    {{ dbt_nn.place('x') }},
     x.activation || skip.activation as activation
-from {{ at_frontier(left, 'x') }}
-inner join {{ right }} as skip using ({{ place_columns() | join(', ') }})
+from {{ dbt_nn.at_frontier(left, 'x') }}
+inner join {{ right }} as skip using ({{ dbt_nn.place_columns() | join(', ') }})
 {%- endmacro %}

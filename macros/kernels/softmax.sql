@@ -4,34 +4,28 @@
     x   float8[n], an expression of the enclosing row
     -> vector(n) whose elements sum to 1
 
-    Computed one by one, in float8. An element is at least e^-80: pgvector's
-    product would take what is below float32's range for an error, and no sum of
-    float32 numbers sees it. unnest() yields the elements in their order and
-    nothing here changes it, so the aggregate needs no sort.
-    Behaves as torch.softmax.
+    Computed in float8. Behaves as torch.softmax.
 -#}
 {% macro softmax(x) -%}
-    {{ return(adapter.dispatch('softmax', 'dbt_nn')(x)) }}
+    {%- set kernel = dbt_nn.form(dbt_nn.default__softmax, adapter.dispatch('softmax', 'dbt_nn')) -%}
+    {{ return(kernel(x)) }}
 {%- endmacro %}
 
 
-{% macro postgres__softmax(x) -%}
+{% macro default__softmax(x) -%}
     (
-        select exponentials.x * {{ broadcast('1 / exponentials.total', 'exponentials.n') }}
+        select {{ dbt_nn.vector_of('exponential.x / exponential.total', by='exponential.i') }}
         from (
             select
-                array_agg(shifted.e)::vector as x,
-                sum(shifted.e) as total,
-                count(*)::integer as n
+                shifted.i,
+                {{ dbt_nn.bounded_exp('shifted.x') }} as x,
+                sum({{ dbt_nn.bounded_exp('shifted.x') }}) over () as total
             from (
-                select {{ bounded_exp('element.x - largest.x', lowest=-80) }} as e
-                from (
-                    select max(element.x) as x
-                    from (select unnest({{ x }}) as x) as element
-                ) as largest
-                cross join (select unnest({{ x }}) as x) as element
-                offset 0
+                select
+                    element.i,
+                    element.x - max(element.x) over () as x
+                from unnest({{ x }}) with ordinality as element (x, i)
             ) as shifted
-        ) as exponentials
+        ) as exponential
     )
 {%- endmacro %}

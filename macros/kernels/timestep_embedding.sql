@@ -14,12 +14,12 @@
 {%- endmacro %}
 
 
-{% macro postgres__timestep_embedding(frontier, config) -%}
+{% macro default__timestep_embedding(frontier, config) -%}
 with sizes as (
     select
-        {{ hyperparameter(config, 'block_out_channels', 'jsonb') }}[0]::integer as n,
-        {{ hyperparameter(config, 'flip_sin_to_cos', 'boolean') }} as cosine_first,
-        {{ hyperparameter(config, 'freq_shift', 'float8') }} as freq_shift
+        {{ dbt_nn.hyperparameter(config, 'block_out_channels', 'jsonb') }}[0]::integer as n,
+        {{ dbt_nn.hyperparameter(config, 'flip_sin_to_cos', 'boolean') }} as cosine_first,
+        {{ dbt_nn.hyperparameter(config, 'freq_shift', 'float8') }} as freq_shift
 )
 
 select

@@ -3,7 +3,7 @@
     coalesce((
         select sum(pg_total_relation_size(weights.oid))
         from pg_class as weights
-        where weights.relnamespace = to_regnamespace('"{{ checkpoint }}"')
+        where weights.relnamespace = to_regnamespace(quote_ident({{ dbt_nn.literal(checkpoint) }}))
             and weights.relkind = 'r'
     ), 0)
 {%- endmacro %}

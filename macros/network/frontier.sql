@@ -8,15 +8,26 @@
     all the same, since the first layer refs the frontier.
 -#}
 {% macro frontier() -%}
-    {{- network_relation(config.meta_get('network') ~ '_frontier') -}}
+    {{- dbt_nn.network_relation(config.meta_get('network') ~ '_frontier') -}}
 {%- endmacro %}
 
 
-{#- A model's relation without an arrow in the lineage. -#}
+{#- A model's relation without an arrow in the lineage; that of another schema where
+    ref() would give it (--defer). -#}
 {% macro network_relation(name) -%}
     {%- if execute -%}
-        {{ graph.nodes['model.' ~ model.package_name ~ '.' ~ name].relation_name }}
+        {%- set node = graph.nodes['model.' ~ model.package_name ~ '.' ~ name] -%}
+        {{ (node.defer_relation if dbt_nn.is_deferred(node) else node).relation_name }}
     {%- endif -%}
+{%- endmacro %}
+
+
+{#- Whether ref() gives a node of another schema: as in dbt's BaseRefResolver. -#}
+{% macro is_deferred(node) -%}
+    {{ return(invocation_args_dict.defer and node.defer_relation and (
+        invocation_args_dict.favor_state and node.unique_id not in selected_resources
+        or not adapter.get_relation(node.database, node.schema, node.alias)
+    )) }}
 {%- endmacro %}
 
 
@@ -37,7 +48,7 @@
 
 {#- The same for a select list, e.g. `x.sequence_id, x.position`. -#}
 {% macro place(alias) -%}
-    {%- for column in place_columns() -%}
+    {%- for column in dbt_nn.place_columns() -%}
         {{ alias }}.{{ column }}{{ ', ' if not loop.last }}
     {%- endfor -%}
 {%- endmacro %}
@@ -45,16 +56,16 @@
 
 {#-
     The frontier's rows of a layer's output, under `alias`: a FROM item to be
-    used as `from {{ at_frontier(ref('gpt2_ln_f'), 'x') }}`. Layers that keep only
-    the newest step have no other rows.
+    used as `from {{ at_frontier(input, 'x') }}`. Layers whose rows are a step's
+    have no other rows.
 -#}
 {% macro at_frontier(relation, alias) -%}
-    {%- if config.meta_get('history') == 'newest_step' -%}
+    {%- if dbt_nn.policy().is_whole -%}
         {{ return(relation ~ ' as ' ~ alias) }}
     {%- endif -%}
-    {{ frontier() }} as frontier
+    {{ dbt_nn.frontier() }} as frontier
     inner join {{ relation }} as {{ alias }}
-        using ({{ place_columns() | join(', ') }})
+        using ({{ dbt_nn.place_columns() | join(', ') }})
 {%- endmacro %}
 
 
@@ -63,12 +74,12 @@
 {% macro hyperparameter(config_relation, parameter, type='integer', otherwise=none) -%}
     {%- if otherwise -%}
     coalesce(
-        {{ hyperparameter(config_relation, parameter, type) }},
-        {{ hyperparameter(config_relation, otherwise, type) }}
+        {{ dbt_nn.hyperparameter(config_relation, parameter, type) }},
+        {{ dbt_nn.hyperparameter(config_relation, otherwise, type) }}
     )
     {%- else -%}
     (
-        select nullif(config.value, 'null')::{{ type }}
+        select {{ "config.value #>> '{}'" if type == 'text' else "nullif(config.value, 'null')::" ~ type }}
         from {{ config_relation }} as config
         where config.parameter = '{{ parameter }}'
     )
@@ -76,8 +87,56 @@
 {%- endmacro %}
 
 
-{#- A relation that a var names: a model or seed of this project, or any relation
-    of the database as schema.name; none for none. -#}
+{#- A relation that a var names: a model or seed of the project that dbt runs in, or
+    any relation of the database as schema.name; none for none. To be read by
+    sampled() or whole_relation(). -#}
 {% macro user_relation(name) -%}
-    {{ return(ref(name) if name and '.' not in name else name) }}
+    {%- if not name or '.' in name -%}
+        {{ return(name) }}
+    {%- endif -%}
+    {#- With its project: dbt warns of a package that finds a model of the root
+        project by its name alone. -#}
+    {%- set is_ours = name in ('dbt_nn_prompts', 'dbt_nn_texts') -%}
+    {%- set project = 'dbt_nn' if is_ours else project_name -%}
+    {%- set relation = ref(project, name) -%}
+    {%- if execute and relation.is_cte and model.resource_type == 'model' -%}
+        {{ exceptions.raise_compiler_error(
+            'the model ' ~ name ~ ' is ephemeral, so that the database has no relation '
+            ~ 'of its rows: materialize it as a table or a view'
+        ) }}
+    {%- endif -%}
+    {%- if is_ours and dbt_nn.builds_models() and not load_relation(relation) -%}
+        {%- set what = name.removeprefix('dbt_nn_') -%}
+        {{ exceptions.raise_compiler_error(
+            'the default ' ~ what ~ ' are not in the schema ' ~ relation.schema
+            ~ ' yet: `dbt seed --select ' ~ name ~ '` loads them, or name a relation '
+            ~ 'of yours in the var ' ~ model.config.meta.network ~ '_' ~ what
+        ) }}
+    {%- endif -%}
+    {{ return(relation) }}
+{%- endmacro %}
+
+
+{#- Its name, without the filter of --sample. -#}
+{% macro whole_relation(relation) -%}
+    {{ return(relation if relation is string else relation.render()) }}
+{%- endmacro %}
+
+
+{#- The same under `alias`, for the end of a FROM: the rows of the time that --sample
+    gives are taken by a WHERE, as a row keeps its type so. -#}
+{% macro sampled(relation, alias) -%}
+    {{ dbt_nn.whole_relation(relation) }} as {{ alias }}
+    {%- set time = relation.event_time_filter -%}
+    {%- if time %}
+    where {{ alias }}.{{ time.field_name }} >= '{{ time.start }}'
+        and {{ alias }}.{{ time.field_name }} < '{{ time.end }}'
+    {%- endif -%}
+{%- endmacro %}
+
+
+{#- An incremental model's own table, of which it gives no row again; none where it is
+    made anew, and for dbt show, which is to show all rows. -#}
+{% macro earlier_rows(table) -%}
+    {{ return(table if is_incremental() and flags.WHICH != 'show' else none) }}
 {%- endmacro %}

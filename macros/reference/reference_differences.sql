@@ -4,11 +4,12 @@
 
     network     the network, whose layers are built
     reference   relation: (layer, place integer[], activation real[]), made by
-                scripts/check.py
+                dbt-nn check
     outcome     none, or what comes out at the end, as one layer more:
                 {relation, layer, place: its columns, value: a real[] expression,
-                tolerance}. Where that is off, the network has read something
-                else from there on, which is not compared.
+                tolerance, feeds_back}. Where that is off, the network has read
+                something else from there on, which is not compared; unless
+                feeds_back is false, and it reads nothing of it.
     -> (number, layer, problem, place, largest_difference,
         relative_difference: of the layer's largest value, ours and reference:
         five values around the largest difference, places)
@@ -21,12 +22,12 @@
 {% macro reference_differences(network, reference, outcome=none) -%}
 {%- if execute -%}
 {%- set layers = [] -%}
-{%- for node in layers_in_order(network)
-    | rejectattr('config.meta.history', 'equalto', 'all_batches')
+{%- for node in dbt_nn.layers_in_order(network)
+    | rejectattr('config.meta.history', 'equalto', 'keep')
     if 'block' not in node.config.meta.place -%}
     {%- do layers.append(node) -%}
 {%- endfor -%}
-{%- set by_step = layers | selectattr('config.meta.history', 'equalto', 'newest_step') | list -%}
+{%- set by_step = layers | selectattr('config.meta.history', 'equalto', 'replace') | list -%}
 {%- set names = [] -%}
 {%- for node in graph.nodes.values()
     if node.resource_type == 'model' and node.config.meta.network == network -%}
@@ -42,18 +43,18 @@ with reference as materialized (
 {%- if by_step %}
 
 steps as materialized (
-    select distinct image_id, step from {{ network_relation(network ~ '_frontier') }}
+    select distinct image_id, step from {{ dbt_nn.network_relation(network ~ '_frontier') }}
 ),
 {%- endif %}
 
 {#- Sequence and position, or image and step, from where on the input is off. #}
 cuts as materialized (
-    {%- if outcome %}
+    {%- if outcome and outcome.feeds_back | default(true) %}
     select
         place[1] as item,
         min(place[2]) as first_off
     from (
-        {{ compared_layer(0, outcome.layer, outcome.relation, outcome.place, outcome.value) }}
+        {{ dbt_nn.compared_layer(0, outcome.layer, outcome.relation, outcome.place, outcome.value) }}
     ) as outcome (number, layer, place, place_text, expected, actual)
     cross join (
         select max(abs(element.x)) as x
@@ -78,7 +79,7 @@ cuts as materialized (
 
 compared as (
     {%- for node in layers %}
-    {{ compared_layer(
+    {{ dbt_nn.compared_layer(
         loop.index,
         node.name | replace(network ~ '_', '', 1),
         node.relation_name,
@@ -106,7 +107,7 @@ compared as (
     union all
     {%- endfor %}
     {%- if outcome %}
-    {{ compared_layer(
+    {{ dbt_nn.compared_layer(
         layers | length + 1,
         outcome.layer,
         outcome.relation,

@@ -1,5 +1,5 @@
 {#-
-    Prints the first rows of each data test of this project that failed, which dbt
+    Prints the first rows of each data test of ours that failed, which dbt
     itself only counts. For an on-run-end hook; runs nothing.
 
     results   of dbt's context
@@ -8,7 +8,7 @@
     {%- for result in results
         if execute and result.status == 'fail'
         and result.node.resource_type == 'test'
-        and result.node.package_name == 'dbt_nn' -%}
+        and 'dbt_nn' in (result.node.package_name, (result.node.test_metadata or {}).namespace) -%}
         {%- set rows = run_query(
             'select * from (' ~ result.node.compiled_code ~ ') as failure limit 3'
         ) -%}

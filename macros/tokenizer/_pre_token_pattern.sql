@@ -11,9 +11,9 @@
     Classes are spelled out, since those of Postgres depend on its locale.
 -#}
 {% macro _pre_token_pattern() %}
-{%- set letter = _unicode_class('letter').split() | join -%}
-{%- set number = _unicode_class('number').split() | join -%}
-{%- set space = _unicode_class('space').split() | join -%}
+{%- set letter = dbt_nn._unicode_class('letter').split() | join -%}
+{%- set number = dbt_nn._unicode_class('number').split() | join -%}
+{%- set space = dbt_nn._unicode_class('space').split() | join -%}
 's|'t|'re|'ve|'m|'ll|'d| ?[{{ letter }}]+| ?[{{ number }}]+| ?[^{{ space }}
 {{- letter }}{{ number }}]+|[{{ space }}]+(?![^{{ space }}])|[{{ space }}]
 {%- endmacro %}

@@ -12,7 +12,7 @@
     merge_byte_pairs(), whose setup costs more and each merge less.
 -#}
 {% macro byte_pair_encode(
-    texts, vocabulary, merges, key='sequence_id', text='prompt'
+    texts, vocabulary, merges, key='sequence_id', text='prompt', config=none
 ) -%}
 with recursive bytes_and_specials as materialized (
     select
@@ -33,60 +33,7 @@ alphabet as materialized (
             and get_byte(bytes_and_specials.token, 0) = byte
 ),
 
-special_tokens as materialized (
-    select
-        token_id,
-        convert_from(token, 'UTF8') collate "C" as token
-    from bytes_and_specials
-    where special and octet_length(token) > 0
-),
-
--- The longest one wins where several match, in tokenizers as in Postgres.
-special_pattern as materialized (
-    select
-        string_agg(
-            regexp_replace(token, '[][\\^$.|?*+(){}]', '\\\&', 'g'), '|'
-        ) as pattern
-    from special_tokens
-),
-
--- What is between special tokens is a text of its own, which ends before them.
-segments as materialized (
-    select
-        source.{{ key }} as sequence_id,
-        part.segment,
-        part.content
-    from {{ texts }} as source
-    cross join special_pattern as special
-    cross join lateral (
-        select
-            2 * part.i as segment,
-            part.content
-        from
-            regexp_split_to_table(
-                source.{{ text }} collate "C", special.pattern
-            ) with ordinality as part (content, i)
-        union all
-        select
-            0 as segment,
-            source.{{ text }} collate "C" as content
-        where special.pattern is null
-    ) as part
-),
-
-found_specials as materialized (
-    select
-        source.{{ key }} as sequence_id,
-        2 * part.i + 1 as segment,
-        array[special.token_id] as tokens
-    from {{ texts }} as source
-    cross join special_pattern
-    cross join lateral
-        regexp_matches(
-            source.{{ text }} collate "C", special_pattern.pattern, 'g'
-        ) with ordinality as part (match, i)
-    inner join special_tokens as special on part.match[1] = special.token
-),
+{{ dbt_nn._segments(texts, 'bytes_and_specials', key, text, config) }},
 
 pre_tokens as materialized (
     select
@@ -95,7 +42,7 @@ pre_tokens as materialized (
         pre_token.i,
         convert_to(pre_token.content, 'UTF8') as word
     from segments
-    cross join lateral {{ db_function('split_pre_tokens') }}(segments.content)
+    cross join lateral {{ dbt_nn.db_function('split_pre_tokens') }}(segments.content)
         with ordinality as pre_token (content, i)
 ),
 
@@ -174,7 +121,7 @@ encoded_words as materialized (
     union all
     select
         words.word,
-        {{ db_function('merge_byte_pairs') }}(
+        {{ dbt_nn.db_function('merge_byte_pairs') }}(
             words.tokens,
             (select rank_of_pair from merge_table),
             (select left_ids from merge_table),
@@ -203,16 +150,5 @@ encoded as materialized (
     from found_specials
 )
 
-select
-    encoded.sequence_id as {{ key }},
-    (
-        row_number() over (
-            partition by encoded.sequence_id
-            order by encoded.segment, encoded.i, token.i
-        ) - 1
-    )::integer as position,
-    token.token_id
-from encoded
-cross join lateral unnest(encoded.tokens)
-    with ordinality as token (token_id, i)
+{{ dbt_nn._numbered_tokens(key) }}
 {%- endmacro %}

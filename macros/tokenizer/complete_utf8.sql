@@ -1,3 +1,3 @@
 {% macro complete_utf8(bytes) -%}
-    {{ db_function('complete_utf8') }}({{ bytes }})
+    {{ dbt_nn.db_function('complete_utf8') }}({{ bytes }})
 {%- endmacro %}

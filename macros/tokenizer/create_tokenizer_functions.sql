@@ -3,13 +3,13 @@
     hook. The lock makes runs that start at once take turns: `create or replace`
     fails with "tuple concurrently updated" where they meet.
 -#}
-{% macro create_tokenizer_functions(schema=target.schema) -%}
+{% macro create_tokenizer_functions() -%}
 select pg_advisory_xact_lock(hashtext('dbt_nn.create_tokenizer_functions'));
 
-create schema if not exists {{ schema }};
+create schema if not exists {{ adapter.quote(target.schema) }};
 
 {# The pieces of a text that are encoded one by one, in their order. #}
-create or replace function {{ schema }}.split_pre_tokens (input text)
+create or replace function {{ dbt_nn.db_function('split_pre_tokens') }} (input text)
 returns setof text
 language sql immutable strict parallel safe rows 100
 as $body$
@@ -17,7 +17,7 @@ as $body$
     from
         regexp_matches(
             input collate "C",
-            $pattern${{ _pre_token_pattern() }}$pattern$,
+            $pattern${{ dbt_nn._pre_token_pattern() }}$pattern$,
             'g'
         ) as match
 $body$;
@@ -31,7 +31,7 @@ $body$;
     rank_of_pair   {"left_id right_id": rank, …}, ranks from 1 without a gap
     left_ids, right_ids, merged_ids   the merges in the order of their ranks
 #}
-create or replace function {{ schema }}.merge_byte_pairs (
+create or replace function {{ dbt_nn.db_function('merge_byte_pairs') }} (
     tokens integer[],
     rank_of_pair jsonb,
     left_ids integer[],
@@ -111,7 +111,7 @@ $body$;
     Postgres text can hold. The bytes pass as Latin-1, one character each: so a
     regular expression can tell well-formed from ill-formed.
 #}
-create or replace function {{ schema }}.decode_utf8 (bytes bytea)
+create or replace function {{ dbt_nn.db_function('decode_utf8') }} (bytes bytea)
 returns text
 language sql immutable strict parallel safe
 as $body$
@@ -170,7 +170,7 @@ as $body$
 $body$;
 
 {# The bytes up to a last character that more bytes could still complete. #}
-create or replace function {{ schema }}.complete_utf8 (bytes bytea)
+create or replace function {{ dbt_nn.db_function('complete_utf8') }} (bytes bytea)
 returns bytea
 language sql immutable strict parallel safe
 as $body$

@@ -15,6 +15,7 @@
 {% test activations_are_complete(
     model, places, column='activation', all_positions=true
 ) %}
+{{ config(enabled=dbt_nn.is_tested()) }}
 with places as (
     select
         places.sequence_id,
@@ -37,8 +38,8 @@ activations as (
         model.sequence_id,
         model.position,
         model.{{ column }} as activation,
-        {{ elements('model.' ~ column) }} as width,
-        {{ not_finite('model.' ~ column) }} as not_finite
+        {{ dbt_nn.elements('model.' ~ column) }} as width,
+        {{ dbt_nn.not_finite('model.' ~ column) }} as not_finite
     from {{ model }} as model
 ),
 

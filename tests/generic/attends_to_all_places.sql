@@ -11,6 +11,7 @@
     should be). The var tolerance_attention says how large a difference may be.
 -#}
 {% test attends_to_all_places(model, query, key, value, hyperparameters) %}
+{{ config(enabled=dbt_nn.is_tested()) }}
 with size as (
     select
         image_id,
@@ -40,7 +41,7 @@ queries as (
         from (
             select
                 coalesce(
-                    {{ hyperparameter(hyperparameters, 'attention_head_dim') }},
+                    {{ dbt_nn.hyperparameter(hyperparameters, 'attention_head_dim') }},
                     vector_dims(q.activation)
                 ) as size
         ) as heads
@@ -68,7 +69,7 @@ scores as (
 shifted as (
     select
         *,
-        {{ bounded_exp('score - max(score) over query') }} as e
+        {{ dbt_nn.bounded_exp('score - max(score) over query') }} as e
     from scores
     window query as (partition by image_id, y, x, head)
 ),
@@ -125,8 +126,8 @@ select distinct on (image_id, y, x, head)
 from compared
 where
     actual is null
-    or abs(actual - expected) > {{ var('tolerance_attention') }}
+    or abs(actual - expected) > {{ dbt_nn.tolerance('attention') }}
     * greatest(1, abs(expected))
-    or abs(total - 1) > {{ var('tolerance_probability') }}
+    or abs(total - 1) > {{ dbt_nn.tolerance('probability') }}
 order by image_id, y, x, head, abs(actual - expected) desc nulls first
 {% endtest %}

@@ -4,7 +4,7 @@
     middle and the newest query of some sequences, and compared.
 
     query, key, value   relations that the layer reads
-    hyperparameters     relation: the checkpoint's config, for n_head
+    hyperparameters     relation: the checkpoint's config, for num_attention_heads
     sequences           how many sequences to look at
 
     So weight on what lies ahead, a weight that is lost, and keys or values that
@@ -17,6 +17,7 @@
 {% test attends_to_the_past(
     model, query, key, value, hyperparameters, sequences=4
 ) %}
+{{ config(enabled=dbt_nn.is_tested()) }}
 with newest as (
     select
         sequence_id,
@@ -44,7 +45,7 @@ queries as (
             number,
             vector_dims(q.activation) / heads.n as size
         from (
-            select {{ hyperparameter(hyperparameters, 'n_head') }} as n
+            select {{ dbt_nn.hyperparameter(hyperparameters, 'num_attention_heads') }} as n
         ) as heads
         cross join generate_series(0, heads.n - 1) as number
     ) as head
@@ -70,7 +71,7 @@ scores as (
 shifted as (
     select
         *,
-        {{ bounded_exp('score - max(score) over query') }} as e
+        {{ dbt_nn.bounded_exp('score - max(score) over query') }} as e
     from scores
     window query as (partition by sequence_id, position, head)
 ),
@@ -124,8 +125,8 @@ select distinct on (sequence_id, position, head)
 from compared
 where
     actual is null
-    or abs(actual - expected) > {{ var('tolerance_attention') }}
+    or abs(actual - expected) > {{ dbt_nn.tolerance('attention') }}
     * greatest(1, abs(expected))
-    or abs(total - 1) > {{ var('tolerance_probability') }}
+    or abs(total - 1) > {{ dbt_nn.tolerance('probability') }}
 order by sequence_id, position, head, abs(actual - expected) desc nulls first
 {% endtest %}

@@ -3,13 +3,14 @@
     the values of its positions.
 
     key, value        relations that the layer reads
-    hyperparameters   relation: the checkpoint's config, for n_head
+    hyperparameters   relation: the checkpoint's config, for num_attention_heads
 
     Fails with a row for each vector that is missing, or too many, or not what it
     should be: (layer, place, its number in the row, problem, both).
 -#}
 {% test blocks_are_keys_and_values(model, key, value, hyperparameters) %}
-{%- set heads = hyperparameter(hyperparameters, 'n_head') %}
+{{ config(enabled=dbt_nn.is_tested()) }}
+{%- set heads = dbt_nn.hyperparameter(hyperparameters, 'num_attention_heads') %}
 with lengths as (
     select
         sequence_id,
@@ -23,10 +24,10 @@ expected as (
     select
         k.sequence_id,
         head,
-        {{ key_block() }} as positions,
+        {{ dbt_nn.key_block() }} as positions,
         0 as part,
-        k.position / {{ key_block() }} as block,
-        k.position % {{ key_block() }} as number,
+        k.position / {{ dbt_nn.key_block() }} as block,
+        k.position % {{ dbt_nn.key_block() }} as number,
         subvector(
             k.activation, head * lengths.size + 1, lengths.size
         ) as activation
@@ -34,9 +35,9 @@ expected as (
     inner join {{ key }} as k
         on
             lengths.sequence_id = k.sequence_id
-            and lengths.places / {{ key_block() }} > k.position / {{ key_block() }}
+            and lengths.places / {{ dbt_nn.key_block() }} > k.position / {{ dbt_nn.key_block() }}
     cross join lateral generate_series(0, {{ heads }} - 1) as head
-    {%- for positions in value_blocks() %}
+    {%- for positions in dbt_nn.value_blocks() %}
 
     union all
 
@@ -44,9 +45,9 @@ expected as (
         v.sequence_id,
         element.feature / lengths.size,
         {{ positions }},
-        element.feature % lengths.size / {{ features_in_row() }} + 1,
+        element.feature % lengths.size / {{ dbt_nn.features_in_row() }} + 1,
         v.position / {{ positions }},
-        element.feature % lengths.size % {{ features_in_row() }},
+        element.feature % lengths.size % {{ dbt_nn.features_in_row() }},
         array_agg(element.x order by v.position)::vector
     from lengths
     inner join {{ value }} as v

@@ -2,10 +2,10 @@
     There is one completion for each prompt, and it says what its tokens say: how
     many they are, what they spell, why the last one is the last.
 
-    prompts             relation made by gpt2_prompts()
-    tokens              relation made by gpt2_tokens()
-    completion_tokens   relation made by gpt2_sample()
-    hyperparameters     relation: the checkpoint's config, for n_positions
+    prompts             relation made by text_prompts()
+    tokens              relation made by text_tokens()
+    completion_tokens   relation made by text_sample()
+    hyperparameters     relation: the checkpoint's config, for max_position_embeddings
 
     Fails with a row for each prompt and problem: (prompt_id, problem, value, what
     it should be).
@@ -13,6 +13,7 @@
 {% test completions_match_tokens(
     model, prompts, tokens, completion_tokens, hyperparameters
 ) %}
+{{ config(enabled=dbt_nn.is_tested()) }}
 with given as (
     select
         sequence_id,
@@ -47,11 +48,16 @@ joined as (
         generated.first_position,
         generated.last_position,
         case
-            when prompts.error is null then coalesce(generated.text, '')
+            when prompts.error is not null then null
+            when not prompts.choices ? model.completion
+                then 'one of ' || prompts.choices::text
+            when prompts.choices is not null then model.completion
+            else coalesce(generated.text, '')
         end as text,
         case
-            when prompts.error is null
-                then coalesce(generated.finish_reason, 'length')
+            when prompts.error is not null then null
+            when prompts.choices is not null then 'choice'
+            else coalesce(generated.finish_reason, 'length')
         end as reason,
         generated.reasons,
         model.prompt_id as completed,
@@ -120,7 +126,7 @@ cross join lateral (
         'length: neither max_new_tokens nor the context is used up',
         reason = 'length' and generated < max_new_tokens
         and given + generated
-        < {{ hyperparameter(hyperparameters, 'n_positions') }},
+        < {{ dbt_nn.hyperparameter(hyperparameters, 'max_position_embeddings') }},
         generated::text, max_new_tokens::text
     )
 ) as problem (problem, is_there, value, expected)

@@ -2,11 +2,12 @@
     Every image that was asked for is there at each step from the noise to the
     picture, with as many pixels at each, all in 0..255.
 
-    requests   relation made by ddpm_requests()
+    requests   relation made by diffusion_requests()
 
     Fails with a row for each image and step where that is not so.
 -#}
 {% test every_step_has_its_pixels(model, requests) %}
+{{ config(enabled=dbt_nn.is_tested()) }}
 with steps as (
     select
         image_id,

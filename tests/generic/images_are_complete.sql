@@ -2,7 +2,7 @@
     An image layer has one row for each place of every image that was denoised
     last, no others, and in each a value that is whole.
 
-    denoised   relation made by ddpm_denoise()
+    denoised   relation made by diffusion_denoise()
     halvings   how often the layer's height and width were halved; none for one
                row an image
 
@@ -11,6 +11,7 @@
     or infinity into a vector.
 -#}
 {% test images_are_complete(model, denoised, halvings=none) %}
+{{ config(enabled=dbt_nn.is_tested()) }}
 {%- set places = ['image_id'] if halvings is none else ['image_id', 'y', 'x'] %}
 with places as (
     {%- if halvings is none %}

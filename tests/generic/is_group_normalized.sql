@@ -17,6 +17,7 @@
 {% test is_group_normalized(
     model, input, weights, hyperparameters, groups='norm_num_groups', activation=none
 ) %}
+{{ config(enabled=dbt_nn.is_tested()) }}
 with elements as (
     select
         x.image_id,
@@ -28,7 +29,7 @@ with elements as (
     from {{ input }} as x
     cross join (
         select
-            {{ hyperparameter(
+            {{ dbt_nn.hyperparameter(
                 hyperparameters, groups, otherwise='norm_num_groups'
             ) }} as n
     ) as groups
@@ -54,7 +55,7 @@ expected as (
         elements.i,
         (elements.element - moments.mean) / sqrt(
             moments.variance
-            + {{ hyperparameter(hyperparameters, 'norm_eps', 'float8') }}
+            + {{ dbt_nn.hyperparameter(hyperparameters, 'norm_eps', 'float8') }}
         )
         * (norm.weight::real[])[elements.i]
         + (norm.bias::real[])[elements.i] as expected
@@ -71,7 +72,7 @@ compared as (
         x,
         expected.i,
         {% if activation -%}
-            {{ activation_function(activation, 'expected.expected') }}
+            {{ dbt_nn.activation_function(activation, 'expected.expected') }}
         {%- else -%}
             expected.expected
         {%- endif %} as expected,
@@ -93,6 +94,6 @@ from compared
 where
     actual is null
     or abs(actual - expected)
-    > {{ var('tolerance_norm') }} * greatest(1, abs(expected))
+    > {{ dbt_nn.tolerance('norm') }} * greatest(1, abs(expected))
 order by image_id, y, x, abs(actual - expected) desc nulls first
 {% endtest %}

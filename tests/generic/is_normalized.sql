@@ -17,12 +17,13 @@
     should be). The var tolerance_norm says by how much they may differ.
 -#}
 {% test is_normalized(model, input, weights, hyperparameters) %}
+{{ config(enabled=dbt_nn.is_tested()) }}
 with moments as (
     select
         model.sequence_id,
         model.position,
         vector_dims(model.activation)::float8 as n,
-        {{ variance('input.activation') }} as input_variance,
+        {{ dbt_nn.variance('input.activation') }} as input_variance,
         element.dropped,
         element.total,
         element.squares
@@ -54,7 +55,7 @@ expected as (
         *,
         input_variance / (
             input_variance
-            + {{ hyperparameter(hyperparameters, 'layer_norm_epsilon', 'float8') }}
+            + {{ dbt_nn.hyperparameter(hyperparameters, 'layer_norm_epsilon', 'float8') }}
         ) as expected_variance
     from moments
 )
@@ -70,13 +71,13 @@ select
 from expected
 where
     not coalesce(
-        abs(total) <= {{ var('tolerance_norm') }} * n + sqrt(
+        abs(total) <= {{ dbt_nn.tolerance('norm') }} * n + sqrt(
             dropped * greatest(n * expected_variance - squares, 0)
         )
-        and squares <= (1 + {{ var('tolerance_norm') }}) * n * expected_variance
+        and squares <= (1 + {{ dbt_nn.tolerance('norm') }}) * n * expected_variance
         and (
             dropped > 0
-            or squares >= (1 - {{ var('tolerance_norm') }}) * n * expected_variance
+            or squares >= (1 - {{ dbt_nn.tolerance('norm') }}) * n * expected_variance
         ),
         false
     )

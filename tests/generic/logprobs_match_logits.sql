@@ -6,7 +6,7 @@
     sequence is greedy, its tokens are of rank 1.
 
     logits    relation made by lm_head()
-    prompts   relation made by gpt2_prompts()
+    prompts   relation made by text_prompts()
 
     Only the sequences that the logits are of: those of the current batch.
 
@@ -15,6 +15,7 @@
     differ.
 -#}
 {% test logprobs_match_logits(model, logits, prompts) %}
+{{ config(enabled=dbt_nn.is_tested()) }}
 with generated as (
     select
         model.*,
@@ -46,7 +47,7 @@ normalized as (
     ) as largest
     cross join lateral (
         select
-            sum({{ bounded_exp('score.x - largest.x') }}) as exponentials,
+            sum({{ dbt_nn.bounded_exp('score.x - largest.x') }}) as exponentials,
             count(*) filter (where score.x > generated.logit) as larger
         from unnest(generated.logits) as score (x)
     ) as total
@@ -113,7 +114,7 @@ problems as (
         logit is not null
         and not coalesce(
             abs(logprob - (logit - normalizer))
-            <= {{ var('tolerance_probability') }},
+            <= {{ dbt_nn.tolerance('probability') }},
             false
         )
     union all
@@ -147,7 +148,7 @@ problems as (
     from compared
     where
         not coalesce(
-            abs(choice_logprob - expected) <= {{ var('tolerance_probability') }},
+            abs(choice_logprob - expected) <= {{ dbt_nn.tolerance('probability') }},
             false
         )
     union all
@@ -192,7 +193,7 @@ problems as (
     from normalized
     inner join sums using (sequence_id, position)
     where
-        logprob > least + {{ var('tolerance_probability') }}
+        logprob > least + {{ dbt_nn.tolerance('probability') }}
         and not alternatives @> jsonb_build_array(
             jsonb_build_object('token_id', token_id)
         )
@@ -205,7 +206,7 @@ problems as (
         total,
         1
     from sums
-    where total > 1 + {{ var('tolerance_probability') }}
+    where total > 1 + {{ dbt_nn.tolerance('probability') }}
 )
 
 select *

@@ -5,7 +5,8 @@
 
     network     the network, whose layers are built
     reference   relation of the reference activations
-    tolerance   how far a value may be off, of the layer's largest
+    kind        text or image: the var tolerance_reference_<kind> says how far a value
+                may be off, of the layer's largest
     outcome     none, or how to compare the model itself, which is no layer:
                 {layer: its name in the reference, place: columns, value: real[]}
 
@@ -13,7 +14,8 @@
     first: (layer, problem, place, largest difference, the same as a share of the
     layer's largest value, five values of both sides, how many layers are off).
 -#}
-{% test matches_reference(model, network, reference, tolerance, outcome=none) %}
+{% test matches_reference(model, network, reference, kind, outcome=none) %}
+{%- set tolerance = dbt_nn.tolerance('reference_' ~ kind) -%}
 {%- set described = dict(outcome, relation=model, tolerance=tolerance) if outcome else none %}
 {% if execute %}
 select
@@ -26,7 +28,7 @@ select
     reference,
     count(*) over () as layers_that_are_off
 from (
-    {{ reference_differences(network, reference, described) }}
+    {{ dbt_nn.reference_differences(network, reference, described) }}
 ) as difference
 where relative_difference > {{ tolerance }}
 order by number nulls first

@@ -4,6 +4,7 @@
     Fails with a row for each timestep where it does not.
 -#}
 {% test noise_grows_with_the_timestep(model) %}
+{{ config(enabled=dbt_nn.is_tested()) }}
 select *
 from (
     select

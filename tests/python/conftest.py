@@ -24,8 +24,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-import database
-import server as server_script
+from dbt_nn import database
+from dbt_nn import server as server_script
 from dbt_process import run_dbt
 
 Dbt = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -54,12 +54,11 @@ def run_script(
 
 def _remove_server(folder: Path) -> None:
     """Stop the servers in a tests' folder and remove the folder."""
-    if (folder / "pg").exists():
-        run_script(
-            "server.py",
-            "delete",
-            env={**os.environ, "DBT_NN_DATA": str(folder / "pg")},
-        )
+    for data in (folder / "pg", folder / "clone" / ".postgres"):
+        if data.exists():
+            run_script(
+                "server.py", "delete", env={**os.environ, "DBT_NN_DATA": str(data)}
+            )
     # where the tests were killed, own_server did not stop its own
     for home in folder.glob("own-*"):
         process = server_script._postmaster(server_script.Place(home, Path(), None))
@@ -72,13 +71,15 @@ def _remove_leftovers() -> None:
     """Remove the servers of test runs that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         found = re.match(rf"{PREFIX}(\d+)-", folder.name)
-        if found and folder.lstat().st_uid == os.geteuid():
-            try:
-                os.kill(int(found[1]), 0)
-            except ProcessLookupError:
-                _remove_server(folder)
-            except PermissionError:
-                continue
+        # gone meanwhile: of tests that have just ended, or that others remove
+        with contextlib.suppress(FileNotFoundError):
+            if found and folder.lstat().st_uid == os.geteuid():
+                try:
+                    os.kill(int(found[1]), 0)
+                except ProcessLookupError:
+                    _remove_server(folder)
+                except PermissionError:
+                    continue
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -166,6 +167,7 @@ class OwnServer:
     version: str
     environment: dict[str, str]  # to add to a script's or dbt's environment
     admin: dict[str, str]  # psycopg2.connect's arguments for its superuser
+    place: server_script.Place
 
     def connect(self) -> psycopg2.extensions.connection:
         """Connect as the user whom dbt uses."""
@@ -255,6 +257,7 @@ def own_server(
                 "DBT_TARGET_PATH": str(isolated_environment / f"target-{version}"),
             },
             admin,
+            place,
         )
     finally:
         place.run("pg_ctl", *data, "--mode=immediate", "stop")

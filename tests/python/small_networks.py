@@ -1,4 +1,4 @@
-"""A text and an image network of two levels: a run takes little but dbt's start."""
+"""Networks of two levels, for text, whole texts and images: a run takes little."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import BertWordPieceTokenizer
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertPreTrainedModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
-import generate_network
-from gpt2_runs import TWIN
-from unet_runs import copy_bare_project, random_unet, save_pipeline
+from dbt_nn import generate as generate_network
+from image_reference import random_unet, save_pipeline
+from runs import TWIN, copy_bare_project
 
 TEXT, IMAGE = "small_text", "small_unet"
 POSITIONS = 128
@@ -41,17 +48,40 @@ def save_text(folder: Path, seed: int) -> Path:
     return folder
 
 
+def save_encoder(
+    folder: Path,
+    texts: list[str],
+    seed: int,
+    network: type[BertPreTrainedModel] = BertModel,
+    **options: Any,
+) -> Path:
+    """Random weights of a BERT, with a tokenizer of the words of these texts."""
+    torch.manual_seed(seed)
+    folder.mkdir()
+    tokenizer = BertWordPieceTokenizer()
+    tokenizer.train_from_iterator(texts, vocab_size=200, min_frequency=1)
+    tokenizer.save_model(str(folder))
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), num_hidden_layers=2, hidden_size=24,
+        num_attention_heads=3, intermediate_size=40, initializer_range=0.4,
+        **options,
+    )  # fmt: skip
+    network(config).eval().save_pretrained(folder)
+    return folder
+
+
 def save_image(folder: Path, seed: int) -> Path:
     """Random weights."""
     return save_pipeline(folder, random_unet(seed=seed, **UNET), DDPMScheduler())
 
 
-def make_project(folder: Path, text: Path, image: Path) -> Path:
-    """The project with the models of these two checkpoints, and no others."""
+def make_project(folder: Path, text: Path, image: Path | None = None) -> Path:
+    """The project with the models of these checkpoints, and no others."""
     project = copy_bare_project(folder)
     for network, checkpoint in {TEXT: text, IMAGE: image}.items():
-        generate_network.write(
-            project / "models" / network,
-            generate_network.generate(checkpoint, network),
-        )
+        if checkpoint:
+            generate_network.write(
+                project / "models" / network,
+                generate_network.generate(checkpoint, network),
+            )
     return project

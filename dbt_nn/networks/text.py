@@ -1,0 +1,666 @@
+"""The two ends of every text network: from prompts to tokens, from logits to texts.
+
+    prompts -> tokens -> frontier -> the layers -> lm_head -> completion_tokens
+                                     ln_f -> token_scores -> scores   completions
+                                          -> choice_tokens -> choices
+                                          -> pooling -> embeddings
+
+`begin` names what comes before the layers and gives the frontier: the places that
+the network computes now. `end` names what comes after them, with the loop.
+"""
+
+from __future__ import annotations
+
+from dbt_nn.networks.graph import (
+    PARAMETER_COLUMNS,
+    POSITION,
+    SEQUENCE_ID,
+    Layer,
+    Network,
+    Reference,
+    Source,
+    Test,
+    call,
+    column,
+    data_test,
+    hook,
+    output_of,
+)
+from dbt_nn.networks.modules import Module
+from dbt_nn.networks.sequences import (
+    MERGE_COLUMNS,
+    TOKEN_ID,
+    VOCABULARY_COLUMNS,
+    SequenceNetwork,
+)
+
+
+class TextNetwork(SequenceNetwork):
+    """A network that reads tokens and gives logits."""
+
+    macros = "text"
+    loop = ("completion_tokens", "tokens")
+    tokenizer = "bpe"
+
+    def begin(self) -> Layer:
+        """Prompts and tokens; the frontier, [places]."""
+        config = self.table(
+            "config", "Hyper-parameters, of config.json.", PARAMETER_COLUMNS
+        )
+        vocabulary = self.table("vocabulary", "The tokens.", VOCABULARY_COLUMNS)
+        merges = self.table("merges", "Byte pair merges.", MERGE_COLUMNS)
+        with self.part("input"):
+            prompts = add_prompts(self, vocabulary, merges, config)
+            return add_frontier(self, add_tokens(self, prompts))
+
+    def causal_attention(
+        self, path: str, q: Layer, k: Layer, v: Layer, reference: Reference
+    ) -> Layer:
+        """Attention to the past, with its blocks of keys and values: the KV cache.
+
+        [places, width] of each -> the same, the heads side by side.
+        """
+        heads = self.hyperparameter("num_attention_heads")
+        blocks = self.layer(
+            f"{path}.kv_blocks",
+            call("attention_blocks", k, v, heads=heads),
+            "Keys and values of complete blocks of positions, head by head, the "
+            "values transposed: part of the KV cache.",
+            reference=None,  # they repeat k and v
+            place=("sequence_id", "head", "positions", "part", "block"),
+            values=column(
+                "x",
+                "vector[]",
+                f"For each position the key, {self.width} / heads numbers; or for "
+                "each feature its values, a number a position.",
+            ),
+            complete=data_test(
+                "complete",
+                "blocks_are_keys_and_values",
+                key=k,
+                value=v,
+                hyperparameters=self.source("config"),
+            ),
+        )
+        return self.layer(
+            path,
+            call("attention", q, k, v, heads=heads, causal="true", blocks=blocks),
+            f"Causal self-attention, [places, {self.width}]: the heads side by side.",
+            reference=reference,
+            tests=[
+                data_test(
+                    "causal",
+                    "attends_to_the_past",
+                    query=q,
+                    key=k,
+                    value=v,
+                    hyperparameters=self.source("config"),
+                )
+            ],
+        )
+
+    def lm_head(self, x: Layer, module: Module) -> tuple[Source, Layer]:
+        """[places, width] -> the weights, and logits [sequences, vocab_size]."""
+        weights = self.tensor(
+            "lm_head",
+            module,
+            f"Vocabulary projection, [vocab_size, {self.width}]: a view of the token "
+            "embedding where the checkpoint ties them.",
+        )
+        all_positions = self.var("all_logits", "false")
+        logits = self.layer(
+            "lm_head",
+            call("lm_head", x, weights, all_positions=all_positions),
+            "Logits real[vocab_size] for each sequence's newest position; token t "
+            f"has logits[t + 1]. The var {self.name}_all_logits keeps every "
+            "position's.",
+            reference=output_of("lm_head"),
+            values=column(
+                "logits", "real[]", "vocab_size numbers; token t has logits[t + 1]."
+            ),
+            complete=data_test(
+                "complete",
+                "activations_are_complete",
+                places=self.ref("tokens"),
+                column="logits",
+                all_positions=all_positions,
+            ),
+        )
+        return weights, logits
+
+    def end(self, hidden: Layer, head: Source, logits: Layer) -> None:
+        """Scores, the loop with its tokens, choices and completions.
+
+        Args:
+            hidden: the last layer before the logits, [places, channels].
+            head: the weights that make logits of it.
+            logits: [sequences, vocab_size].
+
+        """
+        with self.part("output"):
+            scores = add_token_scores(self, hidden, head)
+            choice_tokens = add_choice_tokens(self, hidden, head, logits)
+            pooling = add_pooling(self, hidden)
+            tokens = add_completion_tokens(
+                self, logits, [scores, choice_tokens, pooling]
+            )
+            choices = add_choices(self, choice_tokens, tokens)
+            add_completions(self, tokens, choices)
+            add_scores(self, scores, tokens)
+            add_embeddings(self, pooling, tokens)
+
+
+def add_prompts(
+    net: Network, vocabulary: Source, merges: Source, config: Source
+) -> Layer:
+    """The prompts with their options, [sequences]."""
+    default = "'dbt_nn_prompts'"
+    given = f"dbt_nn.user_relation({net.var('prompts', default)})"
+    checkpoint = net.var("checkpoint", f"'{net.name}'")
+    return net.model(
+        "prompts",
+        call(
+            "text_prompts",
+            given,
+            net.var("options", "{}"),
+            checkpoint,
+            vocabulary,
+            merges,
+            config,
+            earlier="dbt_nn.earlier_rows(this)",
+        ),
+        "The prompts with their generation options, one row a sequence: those that "
+        "are complete, and those that are to be. A column of the prompts relation "
+        f"that is named like an option overrides the var {net.name}_options for its "
+        "row.",
+        {
+            "materialized": "incremental",
+            "unique_key": "prompt_id",
+            "on_schema_change": "append_new_columns",
+            "indexes": [
+                {"columns": ["prompt_id"], "unique": True},
+                {"columns": ["sequence_id"], "unique": True},
+                {"columns": ["batch"]},
+            ],
+            "meta": {"network": net.name},
+            "pre_hook": [
+                hook(f"dbt_nn.check_checkpoint({checkpoint}, '{net.name}')"),
+                hook(f"dbt_nn.check_keys(this, {given})"),
+            ],
+            "post_hook": hook(f"dbt_nn.forget_withdrawn_prompts(this, {given})"),
+        },
+        columns=PROMPT_COLUMNS,
+    )
+
+
+def add_tokens(net: Network, prompts: Layer) -> Layer:
+    """The tokens of all sequences, [places]."""
+    return net.model(
+        "tokens",
+        call("text_tokens", prompts),
+        "Every token of the current batch's sequences, [places]: those of the prompt "
+        "at step 0, then one a sequence at each step of the loop, which appends here.",
+        {
+            "materialized": "table",
+            "meta": {"network": net.name},
+            "post_hook": [
+                hook(
+                    "'alter table ' ~ this ~ ' add primary key (sequence_id, position)'"
+                ),
+                hook("'create index on ' ~ this ~ ' (step)'"),
+                hook(f"dbt_nn.resume_tokens(this, '{net.name}')"),
+            ],
+        },
+        columns=TOKEN_COLUMNS,
+    )
+
+
+def add_frontier(net: Network, tokens: Layer) -> Layer:
+    """The newest tokens, [places]."""
+    return net.model(
+        "frontier",
+        call("text_frontier", tokens),
+        "The places that the network computes now: the tokens of the newest step.",
+        {"materialized": "view", "meta": {"network": net.name}},
+        columns=TOKEN_COLUMNS,
+    )
+
+
+def add_token_scores(net: Network, hidden: Layer, head: Source) -> Layer:
+    """The likelihood of each token of a prompt."""
+    return net.model(
+        "token_scores",
+        call(
+            "text_token_scores",
+            hidden,
+            head,
+            net.ref("prompts"),
+            net.ref("tokens"),
+            net.source("vocabulary"),
+        ),
+        "How likely the network finds each token of a prompt after those before it, "
+        "from the one forward pass that reads them: of prompts with prompt_logprobs.",
+        {"materialized": "layer", "meta": net.meta() | {"history": "keep"}},
+        columns=TOKEN_SCORE_COLUMNS,
+    )
+
+
+def add_choice_tokens(
+    net: Network, hidden: Layer, head: Source, logits: Layer
+) -> Layer:
+    """The likelihood of each token of the choices."""
+    place = ("sequence_id", "choice_number", "position")
+    return net.model(
+        "choice_tokens",
+        call(
+            "text_choice_tokens",
+            hidden,
+            head,
+            logits,
+            net.ref("prompts"),
+            net.ref("tokens"),
+        ),
+        "How likely the network finds each token of each choice after its prompt, "
+        "which is read once for all choices: of prompts with choices.",
+        {"materialized": "layer", "meta": net.meta(place) | {"history": "keep"}},
+        columns=CHOICE_TOKEN_COLUMNS,
+    )
+
+
+def add_pooling(net: Network, hidden: Layer) -> Layer:
+    """Vectors of the prompts, [sequences, channels]."""
+    return net.model(
+        "pooling",
+        call("text_pooling", hidden, net.ref("prompts")),
+        f"A vector of each prompt, [sequences, {net.width}]: of prompts with a "
+        "pooling_mode.",
+        {
+            "materialized": "layer",
+            "meta": net.meta(("sequence_id",)) | {"history": "keep"},
+        },
+        columns=POOLING_COLUMNS,
+    )
+
+
+def add_completion_tokens(net: Network, logits: Layer, others: list[Layer]) -> Layer:
+    """The generated tokens; the model that owns the loop."""
+    return net.model(
+        "completion_tokens",
+        call(
+            "text_sample",
+            logits,
+            net.ref("prompts"),
+            net.ref("tokens"),
+            net.source("vocabulary"),
+            net.source("config"),
+        ),
+        "The generated tokens, one row each: the piece of text, its logprob and "
+        "rank, and the five likeliest tokens. This model owns the loop.",
+        {"materialized": "generation", "meta": net.meta() | {"history": "keep"}},
+        note=f"after {', '.join(f'{{{{ {layer} }}}}' for layer in others)}, which its "
+        "loop computes, too",
+        columns=COMPLETION_TOKEN_COLUMNS,
+        tests=[
+            data_test(
+                "logprobs",
+                "logprobs_match_logits",
+                logits=logits,
+                prompts=net.ref("prompts"),
+            ),
+            net.matches_reference(
+                "text",
+                outcome={
+                    "layer": "completion_tokens",
+                    "place": [*net.place],
+                    "value": "array[token_id]::real[]",
+                },
+            ),
+        ],
+    )
+
+
+def add_choices(net: Network, choice_tokens: Layer, tokens: Layer) -> Layer:
+    """The choices of the prompts; after the loop, which reads them."""
+    prompts = net.ref("prompts")
+    return net.model(
+        "choices",
+        call(
+            "text_choices", choice_tokens, prompts, earlier="dbt_nn.earlier_rows(this)"
+        ),
+        "How likely the network finds each choice of a prompt, one row a choice, and "
+        "which is the best: classification without generation. Of prompts with "
+        "choices.",
+        {
+            "materialized": "incremental",
+            "unique_key": "prompt_id",
+            "indexes": [{"columns": ["prompt_id"]}],
+            "meta": {"network": net.name},
+            "post_hook": hook(f"dbt_nn.forget_earlier_choices(this, {prompts})"),
+        },
+        note=f"after {{{{ {tokens} }}}}, whose loop reads the choices",
+        columns=CHOICE_COLUMNS,
+        tests=[data_test("match_prompts", "choices_match_prompts", prompts=prompts)],
+    )
+
+
+def add_completions(net: Network, tokens: Layer, choices: Layer) -> None:
+    """The texts, one a prompt."""
+    net.model(
+        "completions",
+        call(
+            "text_completions",
+            tokens,
+            net.ref("prompts"),
+            choices,
+            earlier="dbt_nn.earlier_rows(this)",
+        ),
+        "One row a prompt: the completion, why it ended (finish_reason is "
+        "eos_token, stop_sequence or length; or choice, of a prompt with choices), "
+        "token counts, and what made it. A row stays until its prompt, its options or "
+        "the checkpoint change.",
+        {
+            "materialized": "incremental",
+            "unique_key": "prompt_id",
+            "meta": {"network": net.name},
+        },
+        columns=completion_columns(net.model_name("completions")),
+        tests=[
+            data_test(
+                "match_tokens",
+                "completions_match_tokens",
+                prompts=net.ref("prompts"),
+                tokens=net.ref("tokens"),
+                completion_tokens=tokens,
+                hyperparameters=net.source("config"),
+            )
+        ],
+    )
+
+
+def add_scores(net: Network, scores: Layer, tokens: Layer) -> None:
+    """The scores of whole prompts; after the loop, which reads all texts."""
+    net.model(
+        "scores",
+        call(
+            "text_scores",
+            scores,
+            net.ref("prompts"),
+            earlier="dbt_nn.earlier_rows(this)",
+        ),
+        "How likely the network finds each prompt: log-likelihood and perplexity. Of "
+        "prompts with prompt_logprobs, which is on where max_new_tokens is 0: no "
+        "generation, one forward pass.",
+        {
+            "materialized": "incremental",
+            "unique_key": "prompt_id",
+            "meta": {"network": net.name},
+        },
+        note=f"after {{{{ {tokens} }}}}, whose loop reads the texts",
+        columns=SCORE_COLUMNS,
+    )
+
+
+def add_embeddings(net: Network, pooling: Layer, tokens: Layer) -> None:
+    """The vectors by prompt; after the loop, which reads all texts."""
+    net.model(
+        "embeddings",
+        call(
+            "text_embeddings",
+            pooling,
+            net.ref("prompts"),
+            earlier="dbt_nn.earlier_rows(this)",
+        ),
+        "A vector of each prompt, the mean of its tokens' activations or the last "
+        "one's: of prompts with a pooling_mode.",
+        {
+            "materialized": "incremental",
+            "unique_key": "prompt_id",
+            "meta": {"network": net.name},
+        },
+        note=f"after {{{{ {tokens} }}}}, whose loop reads the texts",
+        columns=EMBEDDING_COLUMNS,
+    )
+
+
+# --- Columns ------------------------------------------------------------------
+
+PROMPT_COLUMNS = [
+    column(
+        "sequence_id",
+        "integer",
+        "Names the sequence in every layer: 1, 2, … in the order of prompt_id, and "
+        "on from there for later and changed prompts.",
+    ),
+    column(
+        "prompt_id",
+        None,
+        "As in the prompts relation, and of its type: names the prompt.",
+    ),
+    column("prompt", "text", "The prompt's text; NULL where it is given as token ids."),
+    column("prompt_token_ids", "integer[]", "The prompt's tokens."),
+    column(
+        "do_sample",
+        "boolean",
+        "Whether tokens are drawn at random; if not, each is the likeliest.",
+    ),
+    column("max_new_tokens", "integer", "How many tokens to generate at most."),
+    column(
+        "temperature", "double precision", "Divides the logits before a token is drawn."
+    ),
+    column("top_k", "integer", "Draw from so many of the likeliest tokens; 0 for all."),
+    column(
+        "top_p",
+        "double precision",
+        "Draw from the likeliest tokens whose probabilities add up to this.",
+    ),
+    column(
+        "min_p",
+        "double precision",
+        "Draw from tokens of at least this share of the highest probability.",
+    ),
+    column(
+        "repetition_penalty",
+        "double precision",
+        "Divides the logits above 0 of tokens that the sequence has, and multiplies "
+        "those below; 1 for none.",
+    ),
+    column("seed", "bigint", "Same seed, prompt and options: same text."),
+    column(
+        "prompt_logprobs",
+        "boolean",
+        "Whether the prompt's own tokens are scored, see the scores.",
+    ),
+    column("stop_strings", "text[]", "Texts that end the sequence when they appear."),
+    column(
+        "choices",
+        "jsonb",
+        "Continuations of which the network is to find the likeliest, an array of "
+        "texts; NULL where it is to write.",
+    ),
+    column(
+        "pooling_mode",
+        "text",
+        "What the prompt's embedding is: mean, lasttoken or max; NULL for none.",
+    ),
+    column("choice_token_ids", "jsonb", "The tokens of each, an array of arrays."),
+    column(
+        "request",
+        "uuid",
+        "Digest of prompt, options and checkpoint: where it changes, the prompt is "
+        "completed anew.",
+    ),
+    column("error", "text", "Why it cannot be completed; NULL where it can."),
+    column("completion_id", "uuid", "Names this attempt at it: another every time."),
+    column("checkpoint", "text", "Schema of the checkpoint that completes it."),
+    column("batch", "integer", "The batch that it is in; they run one by one."),
+    column("finished_at", "timestamp with time zone", "When its batch was complete."),
+]
+
+TOKEN_COLUMNS = [
+    SEQUENCE_ID,
+    POSITION,
+    TOKEN_ID,
+    column(
+        "step", "integer", "0 for the prompt, else the step of the loop that added it."
+    ),
+]
+
+COMPLETION_TOKEN_COLUMNS = [
+    SEQUENCE_ID,
+    column(
+        "position", "integer", "Place in the sequence, from 0 and after its prompt."
+    ),
+    column("prompt_id", None, "As in the prompts relation, and of its type."),
+    column("completion_id", "uuid", "What it belongs to, as in the prompts."),
+    TOKEN_ID,
+    column("token", "bytea", "Its bytes; a character may be split over tokens."),
+    column(
+        "piece",
+        "text",
+        "The text that it adds; that of a split character comes with its last token.",
+    ),
+    column(
+        "logprob",
+        "double precision",
+        "Natural logarithm of its probability in the network's own distribution, "
+        "before any option.",
+    ),
+    column("rank", "bigint", "1 + how many tokens are likelier than it."),
+    column(
+        "alternatives",
+        "jsonb",
+        "The five likeliest tokens from the likeliest down, each with token_id, "
+        "token (as text) and logprob.",
+    ),
+    column("finish_reason", "text", "Of a sequence's last token, why it is the last."),
+]
+
+
+TOKEN_SCORE_COLUMNS = [
+    SEQUENCE_ID,
+    column("position", "integer", "The token's place in the prompt; never 0."),
+    column("prompt_id", None, "As in the prompts relation, and of its type."),
+    column("completion_id", "uuid", "What it belongs to, as in the prompts."),
+    TOKEN_ID,
+    column("token", "bytea", "Its bytes."),
+    column("piece", "text", "The same as text, where it is a whole character."),
+    column("logprob", "double precision", "Natural logarithm of its probability."),
+]
+POOLING_COLUMNS = [
+    SEQUENCE_ID,
+    column("prompt_id", None, "As in the prompts relation, and of its type."),
+    column("completion_id", "uuid", "What it belongs to, as in the prompts."),
+    column("activation", "vector", "The prompt's vector."),
+]
+EMBEDDING_COLUMNS = [
+    column("prompt_id", None, "As in the prompts relation, and of its type."),
+    column("prompt", "text", "The prompt's text; NULL where it is given as token ids."),
+    column("embedding", "vector", "The prompt's vector; NULL with an error."),
+    column("tokens", "integer", "How many tokens the prompt has."),
+    column("pooling_mode", "text", "What it is: mean, lasttoken or max."),
+    column("error", "text", "Why there is none; NULL where there is."),
+    column("checkpoint", "text", "Schema of the checkpoint that made it."),
+    column("finished_at", "timestamp with time zone", "When it was made."),
+]
+CHOICE_TOKEN_COLUMNS = [
+    SEQUENCE_ID,
+    column("choice_number", "integer", "The choice, from 1."),
+    column("position", "integer", "The token's place after prompt and choice so far."),
+    column("prompt_id", None, "As in the prompts relation, and of its type."),
+    column("completion_id", "uuid", "What it belongs to, as in the prompts."),
+    TOKEN_ID,
+    column("logprob", "double precision", "Natural logarithm of its probability."),
+]
+CHOICE_COLUMNS = [
+    column("prompt_id", None, "As in the prompts relation, and of its type."),
+    column("prompt", "text", "The prompt's text; NULL where it is given as token ids."),
+    column(
+        "choice_number",
+        "integer",
+        "The choice's place among them, from 1; NULL with an error.",
+    ),
+    column("choice", "text", "The choice."),
+    column("tokens", "integer", "How many tokens it adds to the prompt."),
+    column(
+        "log_likelihood",
+        "double precision",
+        "Natural logarithm of the probability of its tokens after the prompt: their "
+        "sum.",
+    ),
+    column(
+        "mean_log_likelihood",
+        "double precision",
+        "The same a token, to compare choices of different lengths.",
+    ),
+    column(
+        "probability",
+        "double precision",
+        "Softmax of the log-likelihoods of the prompt's choices: they add up to 1.",
+    ),
+    column(
+        "is_best",
+        "boolean",
+        "Whether it is the likeliest of the prompt's choices; one is.",
+    ),
+    column("error", "text", "Why they cannot be compared; NULL where they can."),
+    column("checkpoint", "text", "Schema of the checkpoint that scored it."),
+    column("finished_at", "timestamp with time zone", "When it was scored."),
+]
+SCORE_COLUMNS = [
+    column("prompt_id", None, "As in the prompts relation, and of its type."),
+    column("prompt", "text", "The prompt's text; NULL where it is given as token ids."),
+    column("error", "text", "Why it cannot be scored; NULL where it can."),
+    column("tokens", "integer", "How many tokens are scored: all but the first."),
+    column("logprob", "double precision", "Natural logarithm of their probability."),
+    column(
+        "perplexity", "double precision", "exp of the mean negative logprob a token."
+    ),
+    column("checkpoint", "text", "Schema of the checkpoint that scored it."),
+    column("finished_at", "timestamp with time zone", "When it was scored."),
+]
+
+
+def completion_columns(model: str) -> list[dict]:
+    """Columns of the completions, with tests."""
+    return [
+        column(
+            "prompt_id",
+            None,
+            "As in the prompts relation, and of its type.",
+            Test("prompt_id_unique", "unique").render(model),
+            Test("prompt_id_not_null", "not_null").render(model),
+        ),
+        column(
+            "prompt", "text", "The prompt's text; NULL where it is given as token ids."
+        ),
+        column(
+            "completion",
+            "text",
+            "The text after the prompt, without an end-of-text token, or the best of "
+            "its choices; NULL with an error.",
+        ),
+        column(
+            "finish_reason",
+            "text",
+            "Why the text ends: eos_token (the network wrote end-of-text), "
+            "stop_sequence (one of stop_strings appeared) or length (max_new_tokens "
+            "or the context is used up); or choice, where the prompt has choices; NULL "
+            "with an error.",
+            data_test(
+                "finish_reason_known",
+                "accepted_values",
+                values=["eos_token", "stop_sequence", "length", "choice"],
+            ).render(model),
+        ),
+        column("error", "text", "Why there is no completion; NULL where there is."),
+        column("prompt_tokens", "integer", "How many tokens the prompt has."),
+        column(
+            "completion_tokens",
+            "integer",
+            "How many tokens were generated, an end-of-text token among them.",
+        ),
+        column("seed", "bigint", "The seed that drew the tokens."),
+        column("options", "jsonb", "All generation options that made it."),
+        column("checkpoint", "text", "Schema of the checkpoint that made it."),
+        column("finished_at", "timestamp with time zone", "When it was complete."),
+    ]

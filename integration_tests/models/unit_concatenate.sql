@@ -1,0 +1,12 @@
+with places as (
+    select image_id, y, x from {{ ref('unit_image') }}
+),
+
+result as (
+    {{ dbt_nn.concatenate(ref('unit_image'), ref('unit_image_residual')) }}
+)
+
+select
+    {{ dbt_nn.place('result') }},
+    {{ dbt_nn.rounded('result.activation') }} as activation
+from result

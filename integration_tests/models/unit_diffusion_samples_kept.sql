@@ -1,0 +1,15 @@
+with samples as (
+    {{ dbt_nn.diffusion_samples(
+        ref('unit_image_requests'),
+        ref('unit_config'),
+        samples=ref('unit_samples'),
+    ) }}
+)
+
+select
+    image_id,
+    step,
+    y,
+    x,
+    {{ dbt_nn.rounded('activation') }} as activation
+from samples

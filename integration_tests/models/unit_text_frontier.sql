@@ -1,0 +1,1 @@
+{{ dbt_nn.text_frontier(ref('unit_tokens')) }}

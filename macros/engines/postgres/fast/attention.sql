@@ -1,0 +1,457 @@
+{#-
+    attention() with products of vectors, where the plain form has a row for each pair
+    of a query and a key. Over all places of an image: spatial_attention.sql; of a text:
+    whole_attention.sql.
+
+    Causal, over the positions of a text:
+    A score is an inner product of a query and a key; a sum over a block's values is
+    one of the block's weights and a row of its transposed values. Only the keys and
+    values after a query's last whole block are met one by one. So a place's output
+    is the same, bit for bit, whether later places are there already (prefill) or not
+    (decoding). Keys and values lie in rows that fill a page: a token at context 1,000
+    took 1.35 times as long with a row for all heads of a position.
+-#}
+
+{% macro postgres__attention(query, key, value, heads, head_size, causal, blocks) -%}
+    {%- if causal and blocks and heads -%}
+        {{ return(dbt_nn.causal_attention(query, key, value, heads, blocks)) }}
+    {%- elif not causal and head_size and dbt_nn.place_columns() == ['image_id', 'y', 'x'] -%}
+        {{ return(dbt_nn.spatial_attention(query, key, value, head_size)) }}
+    {%- elif not causal and dbt_nn.place_columns() == ['sequence_id', 'position'] -%}
+        {{ return(dbt_nn.whole_attention(query, key, value, heads, head_size)) }}
+    {%- endif -%}
+    {{ return(dbt_nn.default__attention(query, key, value, heads, head_size, causal, blocks)) }}
+{%- endmacro %}
+
+
+{% macro causal_attention(query, key, value, heads, blocks) -%}
+{#- A query of a head takes as long as some 250,000 multiply-adds, and 650 for each
+    position of the text. -#}
+{{ dbt_nn.parallel_work(
+    '(select count(*) * (250000 + 650 * max(x.position)) from '
+    ~ dbt_nn.at_frontier(query, 'x') ~ ') * ' ~ heads
+) }}
+{# each head of the queries; `start` features are before its own #}
+with queries as (
+    select
+        x.sequence_id,
+        x.position,
+        head.number as head,
+        x.size,
+        x.size * head.number as start,
+        subvector(x.activation, x.size * head.number + 1, x.size) as activation
+    from (
+        select
+            x.sequence_id,
+            x.position,
+            x.activation,
+            {{ heads }} as heads,
+            vector_dims(x.activation) / {{ heads }} as size
+        from {{ dbt_nn.at_frontier(query, 'x') }}
+        where {{ dbt_nn.in_band('x') }}
+        offset 0
+    ) as x
+    cross join generate_series(0, x.heads - 1) as head (number)
+    offset 0
+),
+
+{# not divided by sqrt(size): exp_below() does it #}
+scores as (
+    select
+        queries.sequence_id,
+        queries.position,
+        queries.head,
+        queries.size,
+        queries.start,
+        score.x,
+        score.largest,
+        {{ dbt_nn.exp_squarings(
+            '(score.largest - score.smallest) / sqrt(queries.size)'
+        ) | indent(8) }} as squarings
+    from queries
+    cross join lateral (
+        {{ dbt_nn.attention_scores('queries', key, blocks) | indent(8) }}
+    ) as score
+    offset 0
+),
+
+coefficients as materialized (
+    select {{ dbt_nn.exp_coefficients('longest.n') }} as x
+    from (
+        select max(position) + 1 as n
+        from {{ dbt_nn.at_frontier(query, 'x') }}
+    ) as longest
+),
+
+{# not normalized: their sum is `total`. The last coefficient, 1/0!, is a vector of ones. #}
+weights as (
+    select
+        e.*,
+        inner_product(
+            e.weight, subvector((select x[7] from coefficients), 1, e.position + 1)
+        ) as total
+    from (
+        select
+            scores.sequence_id,
+            scores.position,
+            scores.head,
+            scores.size,
+            scores.start,
+            {{ dbt_nn.exp_below(
+                'scores.x',
+                'scores.position + 1',
+                'scores.largest',
+                'scores.squarings',
+                '(select x from coefficients)',
+                '1 / sqrt(scores.size)',
+            ) | indent(12) }} as weight
+        from scores
+        offset 0
+    ) as e
+    offset 0
+),
+
+outputs as (
+    select
+        weights.sequence_id,
+        weights.position,
+        weights.head,
+        (
+            {{ dbt_nn.attention_output('weights', value, blocks) | indent(12) }}
+        ) * {{ dbt_nn.broadcast('1 / weights.total', 'weights.size') }} as activation
+    from weights
+    offset 0
+)
+
+select
+    outputs.sequence_id,
+    outputs.position,
+    {{ dbt_nn.db_function('vector_concat') }}(
+        outputs.activation order by outputs.head
+    ) as activation
+from outputs
+group by outputs.sequence_id, outputs.position
+{%- endmacro %}
+
+
+{#-
+    The scores of a row of attention()'s `queries` over its keys: a SELECT of (x
+    vector, largest, smallest).
+-#}
+{% macro attention_scores(query, key, blocks) -%}
+{%- set positions = dbt_nn.key_block() -%}
+{%- set first = '(' ~ query ~ '.position + 1) / ' ~ positions -%}
+select
+    {{ dbt_nn.db_function('vector_concat') }}(part.x order by part.block) as x,
+    max(part.largest) as largest,
+    min(part.smallest) as smallest
+from (
+    select
+        keys.block,
+        product.x,
+        product.largest,
+        product.smallest
+    from (
+        select
+            keys.block,
+            keys.x
+        from {{ blocks }} as keys
+        where keys.sequence_id = {{ query }}.sequence_id
+            and keys.head = {{ query }}.head
+            and keys.positions = {{ positions }}
+            and keys.part = 0
+            and keys.block < {{ first }}
+        order by keys.block
+        offset 0
+    ) as keys
+    cross join lateral {{ dbt_nn.db_function('key_products') }}(
+        keys.x, {{ query }}.activation
+    ) as product
+
+    union all
+
+    select
+        {{ first }},
+        array_agg(newest.x order by newest.position)::vector,
+        max(newest.x),
+        min(newest.x)
+    from (
+        select
+            k.position,
+            inner_product(
+                subvector(k.activation, {{ query }}.start + 1, {{ query }}.size),
+                {{ query }}.activation
+            ) as x
+        from {{ key }} as k
+        where k.sequence_id = {{ query }}.sequence_id
+            and k.position >= {{ first }} * {{ positions }}
+            and k.position <= {{ query }}.position
+        order by k.position
+        offset 0
+    ) as newest
+    having count(*) > 0
+) as part
+{%- endmacro %}
+
+
+{#- The sum of the values by a row of attention()'s `weights`: a SELECT of a vector. -#}
+{% macro attention_output(weights, value, blocks) -%}
+{%- set places = '(' ~ weights ~ '.position + 1)' -%}
+{%- set short, long = dbt_nn.value_blocks() -%}
+{%- set v = 'subvector(v.activation, ' ~ weights ~ '.start + 1, ' ~ weights ~ '.size)' -%}
+{%- set weight = 'newest.weight[v.position - newest.start + 1]' -%}
+select {{ dbt_nn.db_function('vector_sum') }}(part.activation order by part.positions desc)
+from (
+    {{ dbt_nn.sum_of_blocks(
+        weights, blocks, long, '0', places ~ ' / ' ~ long
+    ) | indent }}
+
+    union all
+
+    {{ dbt_nn.sum_of_blocks(
+        weights,
+        blocks,
+        short,
+        places ~ ' / ' ~ long ~ ' * ' ~ long // short,
+        places ~ ' / ' ~ short
+    ) | indent }}
+
+    union all
+
+    select
+        0,
+        {{ dbt_nn.db_function('vector_sum') }}(
+            {# the product of a small weight and a number near 0 would underflow #}
+            case
+                when {{ weight }} > 1e-7 then {{ v }}
+                else {{ dbt_nn.flushed(v, dbt_nn.tiny_vector(weights ~ '.size')) }}
+            end * {{ dbt_nn.broadcast(weight, weights ~ '.size') }}
+            order by v.position
+        )
+    from (
+        select
+            start,
+            subvector(
+                {{ weights }}.weight, start + 1, {{ places }} - start
+            )::real[] as weight
+        from (select {{ places }} / {{ short }} * {{ short }} as start) as newest
+        where start < {{ places }}
+    ) as newest
+    inner join {{ value }} as v
+        on v.sequence_id = {{ weights }}.sequence_id
+        and v.position >= newest.start
+        and v.position <= {{ weights }}.position
+    having count(*) > 0
+) as part
+{%- endmacro %}
+
+
+{#- The part that is of blocks `first` to `last` - 1 of so many positions each: a SELECT
+    of (number, activation), none if there are none. -#}
+{% macro sum_of_blocks(weights, blocks, positions, first, last) -%}
+select
+    {{ positions }} as positions,
+    {{ dbt_nn.db_function('vector_concat') }}(
+        features.activation order by features.part
+    ) as activation
+from (
+    select
+        v.part,
+        {{ dbt_nn.db_function('vector_sum') }}(
+            {{ dbt_nn.db_function('value_products') }}(v.x, v.weight) order by v.block
+        ) as activation
+    from (
+        select
+            v.part,
+            v.block,
+            v.x,
+            subvector(
+                {{ weights }}.weight, v.block * {{ positions }} + 1, {{ positions }}
+            ) as weight
+        from {{ blocks }} as v
+        where v.sequence_id = {{ weights }}.sequence_id
+            and v.head = {{ weights }}.head
+            and v.positions = {{ positions }}
+            and v.part > 0
+            and v.block >= {{ first }}
+            and v.block < {{ last }}
+        order by v.part, v.block
+        offset 0
+    ) as v
+    group by v.part
+) as features
+having count(*) > 0
+{%- endmacro %}
+
+
+{% macro postgres__attention_blocks(key, value, heads) -%}
+{%- set short, long = dbt_nn.value_blocks() -%}
+with complete as (
+    select
+        last.sequence_id,
+        last.position,
+        blocks.positions
+    from {{ dbt_nn.frontier() }} as last
+    inner join (
+        values ({{ dbt_nn.key_block() }}), ({{ short }}), ({{ long }})
+    ) as blocks (positions)
+        on last.position % blocks.positions = blocks.positions - 1
+),
+
+{# the values of each short block that is complete, or part of a long one that is #}
+transposed as materialized (
+    select
+        parts.*,
+        {{ dbt_nn.db_function('transposed') }}(array(
+            {{ dbt_nn.newest_rows(value, 'parts') | indent(12) }}
+        )) as x
+    from (
+        select
+            part.sequence_id,
+            part.position,
+            {{ short }} as positions,
+            bool_or(part.whole = {{ short }}) as is_short,
+            bool_or(part.whole = {{ long }} and part.position = part.last) as ends_long
+        from (
+            select
+                complete.sequence_id,
+                complete.positions as whole,
+                complete.position as last,
+                generate_series(
+                    complete.position - complete.positions + {{ short }},
+                    complete.position,
+                    {{ short }}
+                ) as position
+            from complete
+            where complete.positions in ({{ short }}, {{ long }})
+        ) as part
+        group by part.sequence_id, part.position
+    ) as parts
+    offset 0
+),
+
+{# the vectors of all heads: of a key's features, or for each feature of the values #}
+vectors as (
+    select
+        complete.*,
+        true as is_keys,
+        array(
+            {{ dbt_nn.newest_rows(key, 'complete') | indent(12) }}
+        ) as x
+    from complete
+    where complete.positions = {{ dbt_nn.key_block() }}
+
+    union all
+
+    select
+        transposed.sequence_id,
+        transposed.position,
+        transposed.positions,
+        false,
+        transposed.x
+    from transposed
+    where transposed.is_short
+
+    union all
+
+    select
+        parts.sequence_id,
+        parts.position,
+        {{ long }},
+        false,
+        array(
+            select {% for i in range(long // short) %}feature.x{{ i }}{{ ' || ' if not loop.last }}{% endfor %}
+            from unnest(
+                {%- for i in range(long // short) %}
+                parts.x{{ i }}{{ ',' if not loop.last }}
+                {%- endfor %}
+            ) as feature (
+                {%- for i in range(long // short) %}x{{ i }}{{ ', ' if not loop.last }}{% endfor -%}
+            )
+        )
+    from (
+        select
+            transposed.sequence_id,
+            transposed.position,
+            transposed.ends_long,
+            {%- for i in range(long // short) %}
+            lag(transposed.x, {{ long // short - 1 - i }}) over side as x{{ i }}{{ ',' if not loop.last }}
+            {%- endfor %}
+        from transposed
+        window side as (
+            partition by transposed.sequence_id order by transposed.position
+        )
+    ) as parts
+    where parts.ends_long
+),
+
+heads as (
+    select
+        vectors.*,
+        vectors.position / vectors.positions as block,
+        head.number as head,
+        case
+            when vectors.is_keys then vector_dims(vectors.x[1])
+            else cardinality(vectors.x)
+        end / heads.n as size
+    from vectors
+    cross join (select {{ heads }} as n) as heads
+    cross join lateral generate_series(0, heads.n - 1) as head (number)
+    offset 0
+)
+
+select
+    heads.sequence_id,
+    heads.head,
+    heads.positions,
+    part,
+    heads.block,
+    case
+        when heads.is_keys then array(
+            select subvector(element.x, heads.head * heads.size + 1, heads.size)
+            from (select unnest(heads.x) as x) as element
+        )
+        else heads.x[
+            heads.head * heads.size + (part - 1) * {{ dbt_nn.features_in_row() }} + 1
+            :heads.head * heads.size + least(part * {{ dbt_nn.features_in_row() }}, heads.size)
+        ]
+    end as x
+from heads
+cross join lateral generate_series(
+    (not heads.is_keys)::integer,
+    case
+        when heads.is_keys then 0
+        else (heads.size + {{ dbt_nn.features_in_row() - 1 }}) / {{ dbt_nn.features_in_row() }}
+    end
+) as part
+{%- endmacro %}
+
+
+{#- A layer's activations at the last `positions` of a row of a sequence: a SELECT. -#}
+{% macro newest_rows(input, last) -%}
+select x.activation
+from {{ input }} as x
+where x.sequence_id = {{ last }}.sequence_id
+    and x.position > {{ last }}.position - {{ last }}.positions
+    and x.position <= {{ last }}.position
+order by x.position
+{%- endmacro %}
+
+
+{#- Positions in a block of keys: with 64 features a head they fill a page. -#}
+{% macro key_block() -%}
+    {{ return(30) }}
+{%- endmacro %}
+
+
+{#- Positions in the blocks of values, a short one and a multiple of it, where a sum
+    takes a fourth of the products. -#}
+{% macro value_blocks() -%}
+    {{ return([15, 60]) }}
+{%- endmacro %}
+
+
+{#- Features of the values in a row. -#}
+{% macro features_in_row() -%}
+    {{ return(32) }}
+{%- endmacro %}

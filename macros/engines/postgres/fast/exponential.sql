@@ -1,0 +1,139 @@
+{#-
+    exp() of each element of a vector by products of vectors, some twenty times
+    as fast as one by one: exp(x) = exp(x / 2^s)^(2^s), where x / 2^s is at most
+    1/4 and six terms of the Taylor series are exact in float32. The relative
+    error is about 2^s times that of a float32.
+
+    x              vector(n), already divided by 2^s
+    coefficients   exp_coefficients(), made once for many x of up to its n
+    squarings      s, made by exp_squarings()
+    -> vector(n)
+-#}
+{% macro vector_exp(x, coefficients, squarings) -%}
+    {{ dbt_nn.db_function('vector_exp') }}({{ x }}, {{ coefficients }}, {{ squarings }})
+{%- endmacro %}
+
+
+{#-
+    exp((x - largest) * scale), each element at least e^-40, about 4e-18: no sum of
+    float32 numbers sees less beside the largest one's 1, and pgvector takes a product
+    below float32's range for an error, as that of e^-80 and a value of 1e-12.
+
+    All are a constant times that, the same in their sum: by vector_exp() the largest
+    is e^-1e-6, so that no exponent is near 0, where its products would underflow.
+
+    x              vector(n), an expression of the enclosing row
+    n, largest     integer and float8: its length and its largest element
+    squarings      exp_squarings() of the scaled distance of its bounds
+    coefficients   exp_coefficients() of at least n
+    scale          float8
+    -> vector(n), by vector_exp() unless the bounds are too far apart for that
+-#}
+{% macro exp_below(x, n, largest, squarings, coefficients, scale) -%}
+    case
+        when {{ squarings }} is not null then {{ dbt_nn.vector_exp(
+            '(' ~ x ~ ' - '
+            ~ dbt_nn.repeated(largest ~ ' + 1e-6 / (' ~ scale ~ ')', n) ~ ') * '
+            ~ dbt_nn.repeated(scale ~ ' / 2.0 ^ ' ~ squarings, n),
+            coefficients,
+            squarings
+        ) }}
+        else array(
+            select {{ dbt_nn.bounded_exp(
+                '(element.x - ' ~ largest ~ ') * ' ~ scale, lowest=-40
+            ) }}
+            from (select unnest({{ x }}::real[]) as x) as element
+        )::vector
+    end
+{%- endmacro %}
+
+
+{#- 1/6!, 1/5!, ... 1/0! as vectors(n): an array. -#}
+{% macro exp_coefficients(n) -%}
+    array(
+        select {{ dbt_nn.repeated('1 / factorial(term)', n) }}
+        from generate_series(6, 0, -1) as term
+    )
+{%- endmacro %}
+
+
+{#-
+    How often to halve x for vector_exp(), |x| <= `bound`: an expression, NULL
+    where it would be so often that accuracy or range suffered.
+-#}
+{% macro exp_squarings(bound) -%}
+    (
+        select case when bound.x <= 32
+            then ceil(ln(greatest(4 * bound.x, 1)) / ln(2))::integer
+        end
+        from (select {{ bound }} as x) as bound
+    )
+{%- endmacro %}
+
+
+{#- A number, or 0 where it is so near to that that pgvector's product of two
+    such would underflow, which it takes for an error. -#}
+{% macro without_tiny(x) -%}
+    case when abs({{ x }}) > 1e-15 then {{ x }} else 0 end
+{%- endmacro %}
+
+
+{#-
+    A vector whose elements near 0 are 0, so that pgvector's product of it and another
+    such does not underflow: what is added and taken away again, 2^-44, leaves
+    multiples of 2^-68, 3e-21. A norm adds at least 1e-12 to the variance, beside
+    which that is nothing.
+
+    x      vector(n), an expression
+    tiny   tiny_vector(n)
+-#}
+{% macro flushed(x, tiny) -%}
+    ({{ x }} + {{ tiny }} - {{ tiny }})
+{%- endmacro %}
+
+
+{% macro tiny_vector(n) -%}
+    {{ dbt_nn.broadcast(dbt_nn.tiny_number(), n) }}
+{%- endmacro %}
+
+
+{% macro tiny_number() -%}
+    (2 ^ -44)
+{%- endmacro %}
+
+
+{#- As broadcast(), in a third of its time for some hundred elements and more. -#}
+{% macro repeated(x, n) -%}
+    {{ dbt_nn.db_function('repeat_vector') }}(array[{{ x }}]::vector, {{ n }})
+{%- endmacro %}
+
+
+{#-
+    exp(x * scale) of each element of a vector by scaled_exp(), a database function,
+    which finds out how often to halve x: an 8-norm bounds its elements, at most a few
+    times too high. NULL where that is above 21: so no product of two results, or of
+    their parts of 1, is out of float32's range.
+
+    scale   float8
+    -> what the function takes as `constants`: vectors of scaled_exp_length(), the most
+       elements that x may have, side by side: 1/6! ... 1/0!, scale, scale / 2, ...
+-#}
+{% macro scaled_exp_constants(scale) -%}
+    (
+        select {{ dbt_nn.db_function('vector_concat') }}(
+            {{ dbt_nn.repeated('number.x', dbt_nn.scaled_exp_length()) }} order by number.i
+        )
+        from (
+            select
+                i,
+                case when i < 7 then 1 / factorial(6 - i) else {{ scale }} / 2.0 ^ (i - 7) end as x
+            from generate_series(0, 14) as i
+            offset 0
+        ) as number
+    )
+{%- endmacro %}
+
+
+{% macro scaled_exp_length() -%}
+    {{ return(1000) }}
+{%- endmacro %}

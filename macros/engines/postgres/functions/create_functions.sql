@@ -1,0 +1,179 @@
+{#-
+    The database functions that the kernels and the tokenizer call, created before
+    networks and unit tests are run (dbt run builds no function resources). They live
+    in the target schema; db_function() gives their qualified name.
+-#}
+{% macro create_functions() -%}
+    {%- if dbt_nn.calls_functions() %}
+    {#
+        Two runs that start at once take turns: `create or replace` fails with
+        "tuple concurrently updated" where they meet.
+    #}
+    select pg_advisory_xact_lock(hashtext('dbt_nn.create_functions'));
+
+    create schema if not exists {{ adapter.quote(target.schema) }};
+
+    {#
+        What the rows of each layer were made of, see fingerprint() in layer.sql.
+        Unlogged as the layers are: a crash of the server empties both.
+    #}
+    create unlogged table if not exists {{ dbt_nn.db_function('fingerprints') }} (
+        relation text primary key,
+        fingerprint text not null
+    );
+
+    create or replace aggregate {{ dbt_nn.db_function('vector_sum') }} (vector) (
+        sfunc = vector_add, stype = vector, parallel = safe
+    );
+
+    create or replace aggregate {{ dbt_nn.db_function('vector_concat') }} (vector) (
+        sfunc = vector_concat, stype = vector, parallel = safe
+    );
+
+    create or replace function {{ dbt_nn.db_function('array_add') }} (a real[], b real[])
+    returns real[] language sql immutable parallel safe strict as $body$
+        select array_agg(x + y order by i)
+        from unnest(a, b) with ordinality as element (x, y, i)
+    $body$;
+
+    create or replace aggregate {{ dbt_nn.db_function('array_sum') }} (real[]) (
+        sfunc = {{ dbt_nn.db_function('array_add') }}, stype = real[], parallel = safe
+    );
+
+    create or replace aggregate {{ dbt_nn.db_function('array_concat') }} (real[]) (
+        sfunc = array_cat, stype = real[], parallel = safe
+    );
+
+    {# The vector again and again, to a length that is not below its own. #}
+    create or replace function {{ dbt_nn.db_function('repeat_vector') }} (
+        x vector, length integer
+    ) returns vector language plpgsql immutable strict parallel safe as $body$
+    begin
+        while vector_dims(x) * 2 <= length loop
+            x := x || x;
+        end loop;
+        if vector_dims(x) < length then
+            x := x || subvector(x, 1, length - vector_dims(x));
+        end if;
+        return x;
+    end
+    $body$;
+
+    {# The sum of a vector's slices, side by side and all of one length. #}
+    create or replace function {{ dbt_nn.db_function('sum_slices') }} (
+        x vector, slices integer
+    ) returns vector language plpgsql immutable strict parallel safe as $body$
+    declare
+        length constant integer := vector_dims(x) / slices;
+        total vector := subvector(x, 1, length);
+    begin
+        for i in 1..slices - 1 loop
+            total := total + subvector(x, i * length + 1, length);
+        end loop;
+        return total;
+    end
+    $body$;
+
+    {# See vector_exp() in exponential.sql. #}
+    create or replace function {{ dbt_nn.db_function('vector_exp') }} (
+        x vector, coefficients vector[], squarings integer
+    ) returns vector language plpgsql immutable strict parallel safe as $body$
+    declare
+        n constant integer := vector_dims(x);
+        e vector := subvector(coefficients[1], 1, n);
+    begin
+        for i in 2..cardinality(coefficients) loop
+            e := e * x + subvector(coefficients[i], 1, n);
+        end loop;
+        for i in 1..squarings loop
+            e := e * e;
+        end loop;
+        return e;
+    end
+    $body$;
+
+    {{ dbt_nn.create_gelu_functions() }}
+
+    {#
+        Standard normal numbers, a function of the arguments alone: Box and
+        Muller 1958 on two uniform numbers from a digest.
+    #}
+    create or replace function {{ dbt_nn.db_function('gaussian_noise') }} (
+        seed bigint, step integer, y integer, x integer, channels integer
+    ) returns vector language sql immutable strict parallel safe as $body$
+        select array_agg(
+            sqrt(-2 * ln((uniform.one + 0.5) / 2.0 ^ 52))
+            * cos(2 * pi() * uniform.other / 2.0 ^ 52)
+            order by uniform.channel
+        )::vector
+        from (
+            select
+                channel,
+                ('x' || left(digest, 13))::bit(52)::bigint as one,
+                ('x' || right(digest, 13))::bit(52)::bigint as other
+            from (
+                select
+                    channel,
+                    md5(format('%s/%s/%s/%s/%s', seed, step, y, x, channel)) as digest
+                from generate_series(0, channels - 1) as channel
+            ) as hashed
+        ) as uniform
+    $body$;
+
+    {{ dbt_nn.create_matmul_functions() }}
+
+    {{ dbt_nn.create_attention_functions() }}
+
+    {{ dbt_nn.create_resident_blocks() }}
+
+    {{ dbt_nn.create_input_functions() }}
+
+    {{ dbt_nn.create_pair_function() }}
+
+    {# The last n bytes. #}
+    create or replace function {{ dbt_nn.db_function('right_bytes') }} (bytes bytea, n integer)
+    returns bytea language sql immutable strict parallel safe as $body$
+        select substring(bytes from greatest(octet_length(bytes) - n, 0) + 1)
+    $body$;
+
+    {{ dbt_nn.create_tokenizer_functions() }}
+
+    {#
+        The text that a token adds after the bytes before it: of a character
+        that is split over tokens nothing until it is whole, unless no more
+        will come.
+    #}
+    create or replace function {{ dbt_nn.db_function('next_piece') }} (
+        bytes bytea, token bytea, is_last boolean
+    ) returns text language sql immutable strict parallel safe as $body$
+        select {{ dbt_nn.db_function('decode_utf8') }}(
+            case
+                when is_last then pending.bytes
+                else {{ dbt_nn.db_function('complete_utf8') }}(pending.bytes)
+            end
+        )
+        from (
+            select substr(
+                bytes, length({{ dbt_nn.db_function('complete_utf8') }}(bytes)) + 1
+            ) || token as bytes
+        ) as pending
+    $body$;
+    {%- endif -%}
+{%- endmacro %}
+
+
+{#- Whether the command compiles calls of the functions into something new. -#}
+{% macro calls_functions() -%}
+    {%- set unit_tests = [] -%}
+    {%- for id in selected_resources if id.startswith('unit_test.') -%}
+        {%- do unit_tests.append(id) -%}
+    {%- endfor -%}
+    {{ return(dbt_nn.builds_networks() or (
+        execute and flags.WHICH in ('build', 'test') and unit_tests != []
+    )) }}
+{%- endmacro %}
+
+
+{% macro db_function(name) -%}
+    {{ adapter.quote(target.schema) }}.{{ name }}
+{%- endmacro %}

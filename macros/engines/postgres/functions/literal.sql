@@ -1,0 +1,4 @@
+{#- A text as a literal of SQL. -#}
+{% macro literal(text) -%}
+    '{{ text | string | replace("'", "''") }}'
+{%- endmacro %}

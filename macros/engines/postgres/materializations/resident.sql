@@ -1,0 +1,187 @@
+{#-
+    Weights in the memory of the session, for all steps after a text's prompt.
+
+    To find a row of weights on its page takes longer than its inner product. What
+    a session of PostgreSQL keeps for itself are plans, and a plan has constants: a
+    function that is declared immutable and has constant arguments is called once,
+    when its statement is planned. resident_blocks(), which reads a table, is declared
+    so. A layer with a matrix of weights (stored_matrix()) has two functions whose
+    plans have the matrix's blocks as a constant, and its SELECT is rendered for them
+    as well: for the way `several` it calls the first, for `one` the second, which goes
+    through the blocks row by row. The steps of a network that may (is_resident()) take
+    those ways. The numbers are the same to the bit.
+
+    The plan ends with the session, and when its table is loaded anew. A row that is
+    updated by hand is seen by the next session, so by every run of dbt.
+-#}
+
+
+{#- Says, in a kernel, which relation of weights (as in linear()) it multiplies by. -#}
+{% macro stored_matrix(weights) -%}
+    {%- if dbt_nn.way() and model.dbt_nn_said.get('weights', weights) != weights -%}
+        {{ exceptions.raise_compiler_error(
+            'a layer has one matrix of weights, and this one has ' ~ weights ~ ' and '
+            ~ model.dbt_nn_said.weights ~ ': make it two layers'
+        ) }}
+    {%- endif -%}
+    {%- do dbt_nn.say('weights', weights) -%}
+{%- endmacro %}
+
+
+{#- A kernel's products of every row of x with weights in memory: a SELECT of (place,
+    block, chunk, outputs). -#}
+{% macro resident_products(x) -%}
+select
+    {{ dbt_nn.place('input') }},
+    product.block,
+    product.chunk,
+    product.outputs
+from (
+    select array_agg({{ x }}.activation order by {{ dbt_nn.place(x) }}) as activations
+    from {{ x }}
+) as inputs
+cross join lateral {{ dbt_nn.resident_function(this) }}(inputs.activations) as product
+inner join (
+    select
+        {{ dbt_nn.place(x) }},
+        row_number() over (order by {{ dbt_nn.place(x) }}) as number
+    from {{ x }}
+) as input using (number)
+{%- endmacro %}
+
+
+{% macro resident_function(relation, one=false) -%}
+    {{ adapter.quote(relation.schema) }}.
+    {{- adapter.quote(relation.identifier ~ '_resident' ~ ('_one' if one else '')) }}
+{%- endmacro %}
+
+
+{#-
+    The functions `<layer>_resident(inputs)`, each block's products with every input,
+    and `<layer>_resident_one(chunk, input)`, an input's products with all rows of a
+    chunk. They name the table, so that their plans end with it.
+-#}
+{% macro create_resident_functions(relation, weights) -%}
+    {%- set held -%}
+select unnest({{ dbt_nn.db_function('resident_blocks') }}(
+    {{ dbt_nn.literal(weights) }}::regclass, (null::{{ weights }}).weight
+)) as block
+    {%- endset -%}
+    create or replace function {{ dbt_nn.resident_function(relation) }}(inputs vector[])
+    returns table (number bigint, block integer, chunk integer, outputs vector)
+    language plpgsql stable
+    set plan_cache_mode = force_generic_plan
+    as $resident$
+    #variable_conflict use_column
+    begin
+        return query
+        with x as materialized (
+            select input.number, input.activation
+            from unnest(inputs) with ordinality as input (activation, number)
+        )
+
+        select
+            input.number,
+            blocks.number,
+            columns.chunk,
+            {{ dbt_nn.db_function('products') }}(columns, input.activation) + blocks.biases
+        from (
+            select (held.block).*
+            from (
+                {{ held | indent(16) }}
+                offset 0
+            ) as held
+            offset 0
+        ) as blocks
+        cross join lateral {{ dbt_nn.db_function('columns_of') }}(
+            blocks.chunk, blocks.weights
+        ) as columns
+        cross join lateral (
+            select
+                x.number,
+                {{ dbt_nn.input_chunk('x.activation', 'columns.chunk', weights) }} as activation
+            from x
+            offset 0
+        ) as input;
+    end
+    $resident$;
+
+    create or replace function {{ dbt_nn.resident_function(relation, true) }}(
+        chunk integer, input anyelement
+    ) returns real[] language plpgsql stable
+    set plan_cache_mode = force_generic_plan
+    as $resident$
+    begin
+        return array(
+            select (inner_product(w.weight, $2) + w.bias)::real
+            from (
+                select
+                    unnest((held.block).weights) as weight,
+                    unnest((held.block).biases::real[]) as bias
+                from (
+                    {{ held | indent(20) }}
+                    where not exists (select from {{ weights }} where false)
+                    offset 0
+                ) as held
+                where (held.block).chunk = $1
+            ) as w
+        );
+    end
+    $resident$;
+{%- endmacro %}
+
+
+{#-
+    Whether a network's steps take those SELECTs: its checkpoint's tables are not
+    larger than the var resident_memory, like '2GB'; null: never.
+-#}
+{% macro is_resident(network) -%}
+    {%- set config = graph.sources[
+        ['source', model.package_name, network, 'config'] | join('.')
+    ] -%}
+    {%- set memory = dbt_nn.memory_setting('resident_memory') -%}
+    {{ return(memory is not none and run_query(
+        'select ' ~ dbt_nn.checkpoint_bytes(config.schema) ~ ' <= ' ~ memory
+    ).rows[0][0]) }}
+{%- endmacro %}
+
+
+{#- DDL of resident_blocks(): an array of a table's blocks, see stored_blocks(). The
+    second argument is a NULL of the weights' type, vector or halfvec. -#}
+{% macro create_resident_blocks() -%}
+    {%- for type in ('vector', 'halfvec') %}
+    do $body$
+    begin
+        if to_regtype({{ dbt_nn.literal(dbt_nn.db_function(type ~ '_block')) }}) is null then
+            create type {{ dbt_nn.db_function(type ~ '_block') }} as (
+                chunk integer, number integer, biases vector, weights {{ type }}[]
+            );
+        end if;
+    end
+    $body$;
+
+    create or replace function {{ dbt_nn.db_function('resident_blocks') }} (
+        stored regclass, type {{ type }}
+    ) returns {{ dbt_nn.db_function(type ~ '_block') }}[] language plpgsql immutable as $body$
+    declare
+        blocks {{ dbt_nn.db_function(type ~ '_block') }}[];
+    begin
+        execute replace(
+            $select$
+            select array_agg(
+                (stored.chunk, stored.number, stored.biases, stored.weights)
+                ::{{ dbt_nn.db_function(type ~ '_block') }}
+                order by stored.chunk, stored.number
+            )
+            from (
+                {{ dbt_nn.stored_blocks('the_table') | indent(16) }}
+            ) as stored
+            $select$,
+            'the_table',
+            stored::text
+        ) into blocks;
+        return blocks;
+    end
+    $body$;
+    {%- endfor %}
+{%- endmacro %}

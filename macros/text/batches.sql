@@ -1,0 +1,82 @@
+{#-
+    How full a batch is once a prompt is in it, in batches: an expression over rows
+    of typed prompts. A prompt takes its part of the memory, and at least one of the
+    var batch_prompts' places. Sequences of about the same length come together, so
+    that they end together. NULL for a row with an error.
+
+    config      the checkpoint's
+    checkpoint  its schema
+    -> numeric; prompts that share the next higher integer share a batch
+-#}
+{% macro text_batches_filled(config, checkpoint) -%}
+{%- set prompts = dbt_nn.batch_prompts() -%}
+case
+    {#- whole numbers are added, and divided once: no sum is rounded over a batch's end #}
+    when error is null then sum(
+        {%- if prompts %}
+        greatest(
+            {{ dbt_nn.text_places(config) }} * {{ dbt_nn.text_bytes_per_place(config) }} * {{ prompts }},
+            {{ dbt_nn.batch_memory(checkpoint) | indent(12) }}
+        )
+        {%- else %}
+        {{ dbt_nn.text_places(config) }} * {{ dbt_nn.text_bytes_per_place(config) }}
+        {%- endif %}
+    ) over (
+        partition by error is null
+        order by max_new_tokens, cardinality(prompt_token_ids), sequence_id
+    ) / {{ dbt_nn.batch_memory(checkpoint) | indent(4) }}{{ ' / ' ~ prompts if prompts }}
+end
+{%- endmacro %}
+
+
+{#- Places that the layers will have of a sequence, at most. -#}
+{% macro text_places(config) -%}
+(
+    cardinality(prompt_token_ids) + greatest(
+        least(
+            max_new_tokens,
+            {{ dbt_nn.hyperparameter(config, 'max_position_embeddings') }} - cardinality(prompt_token_ids)
+        ),
+        {#- the longest choice's, NULL without any #}
+        (
+            select max(jsonb_array_length(choice.token_ids)) - 1
+            from jsonb_array_elements(choice_token_ids) as choice (token_ids)
+        )
+    )
+)
+{%- endmacro %}
+
+
+{#-
+    What all layers keep of a place, in bytes: in each block eleven activations of
+    hidden_size floats (three of them kv_blocks) and one of intermediate_size, with a
+    quarter of each page free; and the logits.
+-#}
+{% macro text_bytes_per_place(config) -%}
+(
+    {{ dbt_nn.hyperparameter(config, 'num_hidden_layers') }} * (
+        11 * {{ dbt_nn.hyperparameter(config, 'hidden_size') }}
+        + {{ dbt_nn.hyperparameter(config, 'intermediate_size') }}
+    ) * 5.0 + {{ dbt_nn.hyperparameter(config, 'vocab_size') }} * 4
+)
+{%- endmacro %}
+
+
+{#-
+    Memory for the layers of a batch, in bytes: the var batch_memory, like '1GB'.
+    By default half of what the server's cache (shared_buffers) has beside the
+    checkpoint, and 64 MB at least.
+-#}
+{% macro batch_memory(checkpoint) -%}
+    {%- set memory = dbt_nn.memory_setting('batch_memory') -%}
+    {%- if memory is not none -%}
+{{ [memory, 1] | max }}
+    {%- else -%}
+(
+    select greatest(64 * 1024 * 1024, (
+        pg_size_bytes(current_setting('shared_buffers'))
+        - {{ dbt_nn.checkpoint_bytes(checkpoint) | indent(4) }}
+    ) / 2)
+)
+    {%- endif -%}
+{%- endmacro %}

@@ -1,8 +1,0 @@
-select
-    options.name,
-    options.seed,
-    choice.token_id
-from {{ ref('unit_logits') }} as options
-cross join lateral (
-    {{ choose_token('options.logits', 'options') }}
-) as choice

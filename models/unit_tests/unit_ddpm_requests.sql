@@ -1,7 +1,0 @@
-{{ ddpm_requests(
-    ref('unit_image_options'),
-    var('unit_options', {}),
-    ref('unit_scheduler'),
-    ref('unit_config'),
-    'pg_catalog',
-) }}

@@ -1,7 +1,0 @@
-{{ ddpm_requests(
-    none,
-    var('unit_options', {}),
-    ref('unit_scheduler'),
-    ref('unit_config'),
-    'pg_catalog',
-) }}

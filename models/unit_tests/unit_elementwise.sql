@@ -1,6 +1,0 @@
-select
-    name,
-    {{ rounded(elementwise(
-        var('unit_activation', 'gelu_new'), 'numbers.x::vector'
-    )) }} as y
-from {{ ref('unit_numbers') }} as numbers

@@ -1,1 +1,0 @@
-{{ gpt2_frontier(ref('unit_tokens')) }}

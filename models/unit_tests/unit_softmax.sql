@@ -1,4 +1,0 @@
-select
-    name,
-    {{ rounded(softmax('numbers.x')) }} as y
-from {{ ref('unit_numbers') }} as numbers

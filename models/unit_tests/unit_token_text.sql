@@ -1,2 +1,0 @@
-select {{ token_text('token', 'token_id') }} as text
-from {{ ref('unit_vocabulary') }}

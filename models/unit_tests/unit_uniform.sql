@@ -1,6 +1,0 @@
-select
-    seed,
-    prompt_id,
-    position,
-    round({{ uniform('seed', 'prompt_id', 'position') }}::numeric, 12) as u
-from {{ ref('unit_logits') }}

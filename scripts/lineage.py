@@ -1,0 +1,11 @@
+"""Draw docs/lineage.png: the first transformer block, as dbt docs shows it."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dbt_nn.command_line import run_command
+
+if __name__ == "__main__":
+    run_command("tools.lineage")
