@@ -1,0 +1,5 @@
+-- What is embedded of a ticket.
+select
+    ticket_id,
+    subject || '. ' || body as text
+from {{ ref('tickets') }}

@@ -1,0 +1,11 @@
+"""Find the texts that mean what you ask: the short way to `dbt run --select minilm`."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dbt_nn.command_line import run_command
+
+if __name__ == "__main__":
+    run_command("dbt_nn.search")
