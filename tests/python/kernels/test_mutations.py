@@ -441,29 +441,29 @@ MUTATIONS = [
     Mutation(
         "groups that alternate",
         "engines/postgres/fast/group_norm.sql",
-        "(element.channel - 1) * {{ groups }} / vector_dims({{ x }})",
-        "(element.channel - 1) % {{ groups }}",
+        "number * images.size + 1",
+        "number + 1",
         "group_norm_of_one_place",
     ),
     Mutation(
         "sample variance in a group norm",
         "engines/postgres/fast/group_norm.sql",
-        "variance.x + {{ epsilon }}",
-        "variance.x * 4 / 3 + {{ epsilon }}",  # of four in a group
+        "group_mean('part.square') ~ ' + '",
+        "group_mean('part.square') ~ ' * 4 / 3 + '",  # of four in a group
         "group_norm_has_the_population_variance",
     ),
     Mutation(
         "group norm without epsilon",
         "engines/postgres/fast/group_norm.sql",
-        "variance.x + {{ epsilon }}",
-        "variance.x + 1e-12",
+        "' + ' ~ epsilon ~ ')'",
+        "' + 1e-12)'",
         "group_norm_adds_epsilon_to_the_variance",
     ),
     Mutation(
         "group norm without its weight",
         "engines/postgres/fast/group_norm.sql",
-        " * {{ dbt_nn.flushed('norm.weight', 'norm.tiny') }} as scale",
-        " as scale",
+        " ~ ' * ' ~ dbt_nn.flushed('norm.weight', 'norm.tiny')",
+        "",
         "group_norm_scales_and_shifts",
     ),
     Mutation(

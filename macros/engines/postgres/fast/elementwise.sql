@@ -1,6 +1,6 @@
 {#-
-    elementwise() without a sort: unnest() in a select list keeps the order. GELU, which
-    text networks have at most of their numbers, is a function of whole vectors: see
+    elementwise() without a sort: unnest() in a select list keeps the order. GELU and SiLU,
+    which networks have at most of their numbers, are functions of whole vectors: see
     gelu.sql.
 -#}
 
