@@ -122,11 +122,13 @@ def attention(
     cursor.execute(f"drop schema {SCHEMA} cascade")
 
 
-def compiled(dbt: Dbt, project: Path, target: Path, kernels: str) -> dict[str, str]:
+def compiled(
+    dbt: Dbt, project: Path, target: Path, kernels: str, schema: str = SCHEMA
+) -> dict[str, str]:
     dbt(
         *("compile", "--select", "models/attention", "--no-introspect"),
         *("--project-dir", str(project), "--vars", f"{{kernels: {kernels}}}"),
-        env={"DBT_NN_SCHEMA": SCHEMA, "DBT_TARGET_PATH": str(target)},
+        env={"DBT_NN_SCHEMA": schema, "DBT_TARGET_PATH": str(target)},
     )
     return {
         path.stem: path.read_text("utf-8")

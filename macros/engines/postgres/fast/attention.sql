@@ -1,9 +1,9 @@
 {#-
     attention() with products of vectors, where the plain form has a row for each pair
     of a query and a key. Over all places of an image: spatial_attention.sql; of a text:
-    whole_attention.sql.
+    whole_attention.sql; of a prompt, causal: prompt_attention.sql.
 
-    Causal, over the positions of a text:
+    Causal, for a token of each text:
     A score is an inner product of a query and a key; a sum over a block's values is
     one of the block's weights and a row of its transposed values. Only the keys and
     values after a query's last whole block are met one by one. So a place's output
@@ -14,6 +14,10 @@
 
 {% macro postgres__attention(query, key, value, heads, head_size, causal, blocks) -%}
     {%- if causal and blocks and heads -%}
+        {%- do dbt_nn.say('has_step', true) -%}
+        {%- if dbt_nn.way() in ('alone', 'band') -%}
+            {{ return(dbt_nn.prompt_attention(query, key, value, heads, blocks)) }}
+        {%- endif -%}
         {{ return(dbt_nn.causal_attention(query, key, value, heads, blocks)) }}
     {%- elif not causal and head_size and dbt_nn.place_columns() == ['image_id', 'y', 'x'] -%}
         {{ return(dbt_nn.spatial_attention(query, key, value, head_size)) }}
@@ -25,13 +29,7 @@
 
 
 {% macro causal_attention(query, key, value, heads, blocks) -%}
-{#- A query of a head takes as long as some 250,000 multiply-adds, and 650 for each
-    position of the text. -#}
-{{ dbt_nn.parallel_work(
-    '(select count(*) * (250000 + 650 * max(x.position)) from '
-    ~ dbt_nn.at_frontier(query, 'x') ~ ') * ' ~ heads
-) }}
-{# each head of the queries; `start` features are before its own #}
+{# each head of the queries, see half_scaled(); `start` features are before its own #}
 with queries as (
     select
         x.sequence_id,
@@ -44,70 +42,30 @@ with queries as (
         select
             x.sequence_id,
             x.position,
-            x.activation,
-            {{ heads }} as heads,
-            vector_dims(x.activation) / {{ heads }} as size
+            shape.heads,
+            shape.size,
+            {{ dbt_nn.half_scaled('x.activation', 'shape') }} as activation
         from {{ dbt_nn.at_frontier(query, 'x') }}
-        where {{ dbt_nn.in_band('x') }}
+        cross join (
+            {{ dbt_nn.heads_shape(query, heads) | indent(12) }}
+        ) as shape
         offset 0
     ) as x
     cross join generate_series(0, x.heads - 1) as head (number)
     offset 0
 ),
 
-{# not divided by sqrt(size): exp_below() does it #}
-scores as (
+weights as (
     select
         queries.sequence_id,
         queries.position,
         queries.head,
         queries.size,
         queries.start,
-        score.x,
-        score.largest,
-        {{ dbt_nn.exp_squarings(
-            '(score.largest - score.smallest) / sqrt(queries.size)'
-        ) | indent(8) }} as squarings
+        {{ dbt_nn.db_function('softmax_of_halves') }}((
+            {{ dbt_nn.attention_scores('queries', key, blocks) | indent(12) }}
+        )) as weight
     from queries
-    cross join lateral (
-        {{ dbt_nn.attention_scores('queries', key, blocks) | indent(8) }}
-    ) as score
-    offset 0
-),
-
-coefficients as materialized (
-    select {{ dbt_nn.exp_coefficients('longest.n') }} as x
-    from (
-        select max(position) + 1 as n
-        from {{ dbt_nn.at_frontier(query, 'x') }}
-    ) as longest
-),
-
-{# not normalized: their sum is `total`. The last coefficient, 1/0!, is a vector of ones. #}
-weights as (
-    select
-        e.*,
-        inner_product(
-            e.weight, subvector((select x[7] from coefficients), 1, e.position + 1)
-        ) as total
-    from (
-        select
-            scores.sequence_id,
-            scores.position,
-            scores.head,
-            scores.size,
-            scores.start,
-            {{ dbt_nn.exp_below(
-                'scores.x',
-                'scores.position + 1',
-                'scores.largest',
-                'scores.squarings',
-                '(select x from coefficients)',
-                '1 / sqrt(scores.size)',
-            ) | indent(12) }} as weight
-        from scores
-        offset 0
-    ) as e
     offset 0
 ),
 
@@ -118,7 +76,7 @@ outputs as (
         weights.head,
         (
             {{ dbt_nn.attention_output('weights', value, blocks) | indent(12) }}
-        ) * {{ dbt_nn.broadcast('1 / weights.total', 'weights.size') }} as activation
+        ) as activation
     from weights
     offset 0
 )
@@ -135,26 +93,41 @@ group by outputs.sequence_id, outputs.position
 
 
 {#-
-    The scores of a row of attention()'s `queries` over its keys: a SELECT of (x
-    vector, largest, smallest).
+    How queries are cut in heads: a SELECT of one row (heads, size, tiny, scale), or none.
+    The last two are vectors(n) for half_scaled().
 -#}
+{% macro heads_shape(query, heads) -%}
+select
+    first.heads,
+    first.n / first.heads as size,
+    {{ dbt_nn.repeated(dbt_nn.tiny_number(), 'first.n') }} as tiny,
+    {{ dbt_nn.repeated('0.5 / sqrt(first.n / first.heads)', 'first.n') }} as scale
+from (
+    select
+        vector_dims(x.activation) as n,
+        {{ heads }} as heads
+    from {{ query }} as x
+    limit 1
+) as first
+offset 0
+{%- endmacro %}
+
+
+{#- Queries so that their products with keys are half the scores, for
+    softmax_of_halves(). -#}
+{% macro half_scaled(x, shape) -%}
+    {{ dbt_nn.flushed(x, shape ~ '.tiny') }} * {{ shape }}.scale
+{%- endmacro %}
+
+
+{#- Half the scores of a row of `queries` over its keys: a SELECT of a vector. -#}
 {% macro attention_scores(query, key, blocks) -%}
 {%- set positions = dbt_nn.key_block() -%}
 {%- set first = '(' ~ query ~ '.position + 1) / ' ~ positions -%}
-select
-    {{ dbt_nn.db_function('vector_concat') }}(part.x order by part.block) as x,
-    max(part.largest) as largest,
-    min(part.smallest) as smallest
+select {{ dbt_nn.db_function('vector_concat') }}(part.x)
 from (
-    select
-        keys.block,
-        product.x,
-        product.largest,
-        product.smallest
-    from (
-        select
-            keys.block,
-            keys.x
+    (
+        select {{ dbt_nn.db_function('key_products') }}(keys.x, {{ query }}.activation) as x
         from {{ blocks }} as keys
         where keys.sequence_id = {{ query }}.sequence_id
             and keys.head = {{ query }}.head
@@ -162,22 +135,13 @@ from (
             and keys.part = 0
             and keys.block < {{ first }}
         order by keys.block
-        offset 0
-    ) as keys
-    cross join lateral {{ dbt_nn.db_function('key_products') }}(
-        keys.x, {{ query }}.activation
-    ) as product
+    )
 
     union all
 
-    select
-        {{ first }},
-        array_agg(newest.x order by newest.position)::vector,
-        max(newest.x),
-        min(newest.x)
+    select array_agg(newest.x)::vector
     from (
         select
-            k.position,
             inner_product(
                 subvector(k.activation, {{ query }}.start + 1, {{ query }}.size),
                 {{ query }}.activation
@@ -189,98 +153,102 @@ from (
         order by k.position
         offset 0
     ) as newest
-    having count(*) > 0
 ) as part
 {%- endmacro %}
 
 
-{#- The sum of the values by a row of attention()'s `weights`: a SELECT of a vector. -#}
+{#- The sum of the values by a row of `weights`: a SELECT of a vector. The blocks come
+    first, the long ones before the short ones, then values one by one. -#}
 {% macro attention_output(weights, value, blocks) -%}
 {%- set places = '(' ~ weights ~ '.position + 1)' -%}
 {%- set short, long = dbt_nn.value_blocks() -%}
-{%- set v = 'subvector(v.activation, ' ~ weights ~ '.start + 1, ' ~ weights ~ '.size)' -%}
-{%- set weight = 'newest.weight[v.position - newest.start + 1]' -%}
-select {{ dbt_nn.db_function('vector_sum') }}(part.activation order by part.positions desc)
+select {{ dbt_nn.db_function('vector_sum') }}(part.activation)
 from (
-    {{ dbt_nn.sum_of_blocks(
-        weights, blocks, long, '0', places ~ ' / ' ~ long
-    ) | indent }}
-
-    union all
-
-    {{ dbt_nn.sum_of_blocks(
-        weights,
-        blocks,
-        short,
-        places ~ ' / ' ~ long ~ ' * ' ~ long // short,
-        places ~ ' / ' ~ short
-    ) | indent }}
-
-    union all
-
-    select
-        0,
-        {{ dbt_nn.db_function('vector_sum') }}(
-            {# the product of a small weight and a number near 0 would underflow #}
-            case
-                when {{ weight }} > 1e-7 then {{ v }}
-                else {{ dbt_nn.flushed(v, dbt_nn.tiny_vector(weights ~ '.size')) }}
-            end * {{ dbt_nn.broadcast(weight, weights ~ '.size') }}
-            order by v.position
-        )
+    select {{ dbt_nn.db_function('vector_concat') }}(
+        features.activation order by features.part
+    ) as activation
     from (
         select
-            start,
-            subvector(
-                {{ weights }}.weight, start + 1, {{ places }} - start
-            )::real[] as weight
-        from (select {{ places }} / {{ short }} * {{ short }} as start) as newest
-        where start < {{ places }}
-    ) as newest
-    inner join {{ value }} as v
-        on v.sequence_id = {{ weights }}.sequence_id
-        and v.position >= newest.start
-        and v.position <= {{ weights }}.position
-    having count(*) > 0
+            v.part,
+            {{ dbt_nn.db_function('vector_sum') }}(
+                {{ dbt_nn.db_function('value_products') }}(v.x, v.weight)
+                order by v.positions desc, v.block
+            ) as activation
+        from (
+            {# `weight` is computed once for all products #}
+            {{ dbt_nn.blocks_of_values(
+                weights, blocks, long, '0', places ~ ' / ' ~ long
+            ) | indent(12) }}
+
+            union all
+
+            {{ dbt_nn.blocks_of_values(
+                weights,
+                blocks,
+                short,
+                places ~ ' / ' ~ long ~ ' * ' ~ long // short,
+                places ~ ' / ' ~ short
+            ) | indent(12) }}
+            offset 0
+        ) as v
+        group by v.part
+    ) as features
+
+    union all
+
+    (
+        select {{ dbt_nn.weighted_value(
+            'subvector(v.activation, ' ~ weights ~ '.start + 1, ' ~ weights ~ '.size)',
+            'newest.weight[v.position - newest.start + 1]',
+            weights ~ '.size',
+        ) | indent(8) }}
+        from (
+            select
+                start,
+                subvector(
+                    {{ weights }}.weight, start + 1, {{ places }} - start
+                )::real[] as weight
+            from (select {{ places }} / {{ short }} * {{ short }} as start) as newest
+            where start < {{ places }}
+        ) as newest
+        inner join {{ value }} as v
+            on v.sequence_id = {{ weights }}.sequence_id
+            and v.position >= newest.start
+            and v.position <= {{ weights }}.position
+        order by v.position
+    )
 ) as part
 {%- endmacro %}
 
 
-{#- The part that is of blocks `first` to `last` - 1 of so many positions each: a SELECT
-    of (number, activation), none if there are none. -#}
-{% macro sum_of_blocks(weights, blocks, positions, first, last) -%}
+{#- Blocks `first` to `last` - 1 of the values, of so many positions each, and the part of
+    the weights that is for each: a SELECT. -#}
+{% macro blocks_of_values(weights, blocks, positions, first, last) -%}
 select
-    {{ positions }} as positions,
-    {{ dbt_nn.db_function('vector_concat') }}(
-        features.activation order by features.part
-    ) as activation
-from (
-    select
-        v.part,
-        {{ dbt_nn.db_function('vector_sum') }}(
-            {{ dbt_nn.db_function('value_products') }}(v.x, v.weight) order by v.block
-        ) as activation
-    from (
-        select
-            v.part,
-            v.block,
-            v.x,
-            subvector(
-                {{ weights }}.weight, v.block * {{ positions }} + 1, {{ positions }}
-            ) as weight
-        from {{ blocks }} as v
-        where v.sequence_id = {{ weights }}.sequence_id
-            and v.head = {{ weights }}.head
-            and v.positions = {{ positions }}
-            and v.part > 0
-            and v.block >= {{ first }}
-            and v.block < {{ last }}
-        order by v.part, v.block
-        offset 0
-    ) as v
-    group by v.part
-) as features
-having count(*) > 0
+    v.part,
+    v.positions,
+    v.block,
+    v.x,
+    subvector({{ weights }}.weight, v.block * {{ positions }} + 1, {{ positions }}) as weight
+from {{ blocks }} as v
+where v.sequence_id = {{ weights }}.sequence_id
+    and v.head = {{ weights }}.head
+    and v.positions = {{ positions }}
+    and v.part > 0
+    and v.block >= {{ first }}
+    and v.block < {{ last }}
+{%- endmacro %}
+
+
+{#- A value times its weight. The product of a small weight and a number near 0 would
+    underflow. -#}
+{% macro weighted_value(value, weight, size) -%}
+case
+    when {{ weight }} > 1e-7 then {{ value }}
+    else {{ dbt_nn.flushed(value, dbt_nn.tiny_vector(size)) }}
+end * {{ dbt_nn.broadcast(
+    'case when ' ~ weight ~ ' > 1e-17 then ' ~ weight ~ ' else 0 end', size
+) }}
 {%- endmacro %}
 
 

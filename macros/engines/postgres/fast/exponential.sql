@@ -14,40 +14,6 @@
 {%- endmacro %}
 
 
-{#-
-    exp((x - largest) * scale), each element at least e^-40, about 4e-18: no sum of
-    float32 numbers sees less beside the largest one's 1, and pgvector takes a product
-    below float32's range for an error, as that of e^-80 and a value of 1e-12.
-
-    All are a constant times that, the same in their sum: by vector_exp() the largest
-    is e^-1e-6, so that no exponent is near 0, where its products would underflow.
-
-    x              vector(n), an expression of the enclosing row
-    n, largest     integer and float8: its length and its largest element
-    squarings      exp_squarings() of the scaled distance of its bounds
-    coefficients   exp_coefficients() of at least n
-    scale          float8
-    -> vector(n), by vector_exp() unless the bounds are too far apart for that
--#}
-{% macro exp_below(x, n, largest, squarings, coefficients, scale) -%}
-    case
-        when {{ squarings }} is not null then {{ dbt_nn.vector_exp(
-            '(' ~ x ~ ' - '
-            ~ dbt_nn.repeated(largest ~ ' + 1e-6 / (' ~ scale ~ ')', n) ~ ') * '
-            ~ dbt_nn.repeated(scale ~ ' / 2.0 ^ ' ~ squarings, n),
-            coefficients,
-            squarings
-        ) }}
-        else array(
-            select {{ dbt_nn.bounded_exp(
-                '(element.x - ' ~ largest ~ ') * ' ~ scale, lowest=-40
-            ) }}
-            from (select unnest({{ x }}::real[]) as x) as element
-        )::vector
-    end
-{%- endmacro %}
-
-
 {#- 1/6!, 1/5!, ... 1/0! as vectors(n): an array. -#}
 {% macro exp_coefficients(n) -%}
     array(

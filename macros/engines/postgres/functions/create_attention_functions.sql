@@ -3,38 +3,28 @@
     statement: the products of a row of blocks are one expression there, and no node of
     the plan runs for each.
 
-        key_products(keys, query)       the scores of a block of keys, as a vector, and
-                                        the largest and the smallest of them
+        key_products(keys, query)       the inner products of a query and each key of a
+                                        block, as a vector
         value_products(values, weight)  the inner products of a block's weights and each
                                         of the features in a row, features_in_row() or
                                         fewer
-        few_products(columns, x)        the inner products of x with each of columns_of()
-                                        up to 64 vectors: as products(), but those past
+        first_products(columns, x, n)   the inner products of x with the first n of
+                                        columns_of() up to 64 vectors
+        few_products(columns, x)        with all of them: as products(), but those past
                                         the last one are not computed
         scaled_exp(x, scale, constants) see scaled_exp_constants() in exponential.sql
         transposed(x)                   [positions][n] to [n][positions], of
                                         value_blocks()[0] positions
 -#}
 {% macro create_attention_functions() -%}
-    {%- set scores = [] -%}
-    {%- for i in range(dbt_nn.key_block()) -%}
-        {%- do scores.append('x' ~ i) -%}
-    {%- endfor %}
     create or replace function {{ dbt_nn.db_function('key_products') }} (
         keys vector[], query vector
-    ) returns table (x vector, largest float8, smallest float8)
-    language sql immutable parallel safe rows 1 as $body$
-        select
-            array[{{ scores | join(', ') }}]::vector,
-            greatest({{ scores | join(', ') }}),
-            least({{ scores | join(', ') }})
-        from (
-            select
-                {%- for score in scores %}
-                inner_product(keys[{{ loop.index }}], query) as {{ score }}{{ ',' if not loop.last }}
-                {%- endfor %}
-            offset 0
-        ) as score
+    ) returns vector language sql immutable parallel safe as $body$
+        select array[
+            {%- for i in range(dbt_nn.key_block()) %}
+            inner_product(keys[{{ i + 1 }}], query){{ ',' if not loop.last }}
+            {%- endfor %}
+        ]::vector
     $body$;
 
     create or replace function {{ dbt_nn.db_function('value_products') }} (
@@ -47,19 +37,27 @@
         ]::vector, 1, cardinality("values"))
     $body$;
 
-    create or replace function {{ dbt_nn.db_function('few_products') }} (
-        columns {{ dbt_nn.db_function('vector_columns') }}, x vector
+    create or replace function {{ dbt_nn.db_function('first_products') }} (
+        columns {{ dbt_nn.db_function('vector_columns') }}, x vector, n integer
     ) returns vector language sql immutable parallel safe as $body$
         select subvector((case
             {%- for columns in range(8, dbt_nn.feature_block() + 1, 8) %}
-            when (columns).n <= {{ columns }} then array[
+            when n <= {{ columns }} then array[
                 {%- for i in range(columns) %}
                 inner_product((columns).w{{ i }}, x){{ ',' if not loop.last }}
                 {%- endfor %}
             ]
             {%- endfor %}
-        end)::vector, 1, (columns).n)
+        end)::vector, 1, n)
     $body$;
+
+    create or replace function {{ dbt_nn.db_function('few_products') }} (
+        columns {{ dbt_nn.db_function('vector_columns') }}, x vector
+    ) returns vector language sql immutable parallel safe as $body$
+        select {{ dbt_nn.db_function('first_products') }}(columns, x, (columns).n)
+    $body$;
+
+    {{ dbt_nn.create_softmax_function() }}
 
     {# See scaled_exp_constants() in exponential.sql. With 1 added and taken away
        again x is a multiple of 2^-24, so that no product of it underflows. #}

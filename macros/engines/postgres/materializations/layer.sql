@@ -290,6 +290,12 @@ md5('{{ local_md5(sql) }}' || coalesce(
                 bands, {{ dbt_nn.worker_share('work', 'bands') }}
             )
             {{ on_conflict }};
+        {%- if program.step %}
+        elsif not all_places then
+            insert into {{ relation }}
+            {{ program.step }}
+            {{ on_conflict }};
+        {%- endif %}
         {%- for texts in ('several', 'one') if texts in program %}
         elsif held = '{{ texts }}' and not all_places then
             insert into {{ relation }}

@@ -6,6 +6,7 @@
     `postgres__<kernel>`, once for each way in which the layer is computed:
 
         alone      by one process, with the weights read from their table
+        step       a step of a text, where a kernel has another SELECT for it
         band       some of the rows, by one of several processes: bands.sql
         several    with the weights in the session's memory, for several texts, and
         one        for one text: resident.sql
@@ -19,7 +20,7 @@
 {#-
     The ways of a layer, a dictionary:
 
-        alone, band, several, one    SELECTs; those that the layer has
+        alone, step, band, several, one     SELECTs; those that the layer has
         work                         see parallel_work()
         weights                      see stored_matrix()
 
@@ -32,6 +33,9 @@
     {%- set said = {} -%}
     {%- do model.update(dbt_nn_said=said) -%}
     {%- set ways = {'alone': dbt_nn.rendered('alone')} -%}
+    {%- if said.has_step -%}
+        {%- do ways.update(step=dbt_nn.rendered('step')) -%}
+    {%- endif -%}
     {%- if said.work -%}
         {%- do ways.update(band=dbt_nn.rendered('band')) -%}
         {#- a layer with a matrix has work -#}
