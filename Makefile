@@ -108,8 +108,8 @@ check: checkpoint  ## compare every layer with transformers and diffusers
 	@$(PY) scripts/check.py
 
 .PHONY: bench
-bench: setup-test checkpoint  ## time the networks beside transformers and diffusers
-	@$(PY) scripts/bench.py
+bench: setup-test checkpoint  ## time the networks beside others, into docs/benchmarks.md
+	@$(PY) scripts/bench.py --write
 
 # Layers in both forms, see macros/engines/form.sql. Blocks and layers after the first
 # of a kind differ in their number only; an incremental model looks for its table.

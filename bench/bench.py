@@ -1,197 +1,146 @@
 """Time the networks here beside the libraries that one would use, in one run.
 
-    make bench
-    python scripts/bench.py decode unet      # some of it only
+make bench                               # all, into docs/benchmarks.md
+python scripts/bench.py decode unet      # some of it; --write puts it there, too
+python scripts/bench.py compare HEAD~3   # this working tree beside a commit
 
-makes checkpoints of the published shapes with seeded random weights (MiniLM's are
-the published ones), loads them beside the others, and times a step of ours and one of
-theirs in turn (float32, all cores). Prints medians and ratios as a table, and writes
-them with the machine's description to target/bench.json. Needs the packages of
-requirements-test.lock.
-
-    load     GPT-2 124M: the loader beside a raw binary COPY of the same tables
-    decode   GPT-2 124M: a token at contexts of 16, 256 and 1,000; and how time,
-             tables and memory grow
-    half     the same tokens with half-precision weights
-    batch    GPT-2 124M: a step of 16 sequences at a context of 16
-    prefill  GPT-2 124M: a prompt of 256 tokens
-    fixed    dbt run of the bundled GPT-2 beside as many empty tables
-    unet     the UNet of ddpm-butterflies-64: a step of 1 image and of 4
-    encoder  all-MiniLM-L6-v2: 1,000 texts; and two sessions at once
-    scale    GPT-2 of other sizes: the time of a token by the number of weights
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
-import platform
-import subprocess
-import sys
-import tempfile
 import time
-import warnings
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-import torch
+import psycopg2
 
-from bench.common import SCHEMA, SMOKE, TEXT, Bench, Connection, Row, Sizes, drop, load
-from bench.encoder import encoder
-from bench.image import unet
-from bench.runs import fixed, loading, scale
-from bench.text import batch, decode, half, prefill, text_network
-from dbt_nn.cli import command
-from dbt_nn.database import PROJECT, connect
+from bench.cases import Case, Pace, Unavailable
+from bench.compare import compare
+from bench.machine import Others, machine, watched
+from bench.parts import PARTS, listed
+from bench.project import SCHEMA, Project, prepared, say
+from bench.report import HEADER, Results, Row, cells, merged, rows_of, summary, table
+from bench.report import write as write_page
+from bench.sizes import SIZES
+from bench.timing import UNSTEADY, in_turn
+from dbt_nn.cli import Group
+from dbt_nn.database import PROJECT, DatabaseError
 
-PARTS = (
-    "load",
-    "decode",
-    "half",
-    "batch",
-    "prefill",
-    "fixed",
-    "unet",
-    "encoder",
-    "scale",
+OUT = PROJECT / "target" / "bench.json"
+
+
+def measure(part: str, case: Case, folder: Path, sizes: str) -> list[Row]:
+    """A case's rows, of the time at which the other side was steadiest."""
+    best: list[Row] = []
+    for repeated in range(case.repeats + 1):
+        with Project(SCHEMA, folder, SIZES[sizes]) as project:
+            ours = case.ours(project)
+            theirs = case.theirs(project) if case.theirs else None
+            with Others(project.connection) as others:
+                found = in_turn(ours, theirs, case.pace)
+        rows = rows_of(part, case, found, repeated, others.share)
+        if not best or max(row.moved for row in rows) < max(row.moved for row in best):
+            best = rows
+        if not any(row.is_unsteady for row in rows):
+            break
+        if repeated < case.repeats:
+            say(f"{case.key}: what is beside it moved by over {UNSTEADY:.0%}: again")
+    return best
+
+
+def quick(case: Case) -> Case:
+    """Two pairs at most, never again."""
+    pace = Pace(min(case.pace.warm, 1), least=1, most=2, seconds=1)
+    return dataclasses.replace(case, pace=pace, repeats=0)
+
+
+class Benchmarks(Group):
+    """Commands, of which `measure` needs no name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        named = args and args[0] in (*self.commands, "-h", "--help")
+        return super().parse_args(ctx, args if named else ["measure", *args])
+
+
+@click.group(
+    cls=Benchmarks,
+    help=f"""{__doc__}
+measure, which is what a call without a command does, makes checkpoints of the
+published shapes with seeded random weights (MiniLM's are the published ones), loads
+them, and makes a step of ours and one of the library's in turn, float32, all cores. It
+prints the machine with its load before and after, and medians with quartiles. A row
+is measured again where the library's figure moved by more than a quarter meanwhile.
+Needs the packages of requirements-test.lock. The parts:
+
+{listed()}
+""",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+def main() -> None:
+    """Hand over to a command."""
 
 
-def measure(bench: Bench, parts: set[str]) -> Iterator[Row]:
-    """Run the parts; the rows as they come."""
-    if parts - {"fixed", "unet", "encoder"}:
-        folder = bench.folder / "text"
-        network = text_network(folder, **bench.sizes.text)
-        load(folder, TEXT)
-        if "load" in parts:
-            yield from loading(bench, folder)
-        if "decode" in parts:
-            yield from decode(bench, network)
-        if "half" in parts:
-            yield from half(bench, network, folder)
-        if "batch" in parts:
-            yield from batch(bench, network)
-        if "prefill" in parts:
-            yield from prefill(bench, network)
-    if "fixed" in parts:
-        yield from fixed(bench)
-    if "unet" in parts:
-        yield from unet(bench)
-    if "encoder" in parts:
-        yield from encoder(bench)
-    if "scale" in parts:  # last: it fills the server's cache
-        yield from scale(bench, network)
-
-
-def machine(connection: Connection) -> dict[str, object]:
-    """What the figures depend on."""
-    cursor = connection.cursor()
-    cursor.execute("select version(), current_setting('shared_buffers')")
-    version, shared_buffers = cursor.fetchone()
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
-        if line.startswith("model name")
-    ]
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(pages / (1 << 30), 1),
-        "system": platform.platform(),
-        "load_average": os.getloadavg()[0],
-        "postgres": version,
-        "shared_buffers": shared_buffers,
-        "torch": torch.__version__,
-        "torch_threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip(),
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def cells(row: Row) -> list[str]:
-    """A row of the table."""
-
-    def figure(value: float) -> str:
-        digits = 0 if value >= 100 else 1 if value >= 10 else 2
-        return f"{value:,.{digits}f}"
-
-    asked = f"{'at least ' if row.at_least else ''}{row.asked:.3g}"
-    figures = [f"{figure(value)} {row.unit}" for value in (row.ours, row.theirs)]
-    return [row.what, row.beside, *figures, f"{row.ratio:.2f}", asked]
-
-
-def clean(connection: Connection) -> None:
-    """Drop what a run has made, or one that was killed."""
-    cursor = connection.cursor()
-    cursor.execute(
-        "select nspname from pg_namespace where starts_with(nspname, %s)", (SCHEMA,)
-    )
-    drop(connection, *(name for (name,) in cursor.fetchall()))
-
-
-@contextlib.contextmanager
-def prepared(sizes: Sizes) -> Iterator[Bench]:
-    """A bench whose schemas and folder are gone when it ends, whatever happens."""
-    os.environ["DBT_NN_SCHEMA"] = SCHEMA
-    # of transformers and diffusers, about their own future versions
-    warnings.simplefilter("ignore", FutureWarning)
-    with contextlib.closing(connect(autocommit=True)) as connection:
-        clean(connection)
-        try:
-            with (
-                tempfile.TemporaryDirectory(prefix="dbt_nn-bench-") as folder,
-                torch.inference_mode(),
-            ):
-                yield Bench(connection, Path(folder), sizes)
-        finally:
-            # a statement may still run on the other connection after Ctrl-C
-            connection.cancel()
-            with contextlib.closing(connect(autocommit=True)) as other:
-                clean(other)
-
-
-@command(__doc__)
-@click.argument("parts", nargs=-1, type=click.Choice(PARTS), metavar="[PART]...")
+@main.command("measure", help="time parts, beside libraries", short_help="time parts")
+@click.argument("parts", nargs=-1, type=click.Choice([*PARTS]), metavar="[PART]...")
+@click.option(
+    "--write",
+    is_flag=True,
+    help="Put the rows into docs/benchmarks.md and bench/results.json; rows of other "
+    "parts stay.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default=PROJECT / "target" / "bench.json",
-    help="Where the figures go (default: target/bench.json).",
+    default=OUT,
+    help="Where the figures go as JSON (default: target/bench.json).",
+)
+@click.option(
+    "--quick", "is_quick", is_flag=True, help="Two steps a row: to see that it runs."
 )
 @click.option("--smoke", is_flag=True, hidden=True)
-def main(parts: tuple[str, ...], out: Path, smoke: bool) -> int:
+def measure_parts(
+    parts: tuple[str, ...], write: bool, out: Path, is_quick: bool, smoke: bool
+) -> int:
     """Carry out the command line."""
-    rows = []
-    started = time.monotonic()
-    with prepared(SMOKE if smoke else Sizes()) as bench:
-        description = machine(bench.connection)
-        for row in measure(bench, set(parts or PARTS)):
-            print(" | ".join(cells(row)), file=sys.stderr, flush=True)
-            rows.append(row)
-    minutes = (time.monotonic() - started) / 60
-    print("\nPublished shapes, random weights but MiniLM's; medians.\n")
-    print("| what | beside | dbt_nn | beside it | ratio | asked for |")
-    print("| --- | --- | ---: | ---: | ---: | ---: |")
-    for row in rows:
-        print(f"| {' | '.join(cells(row))} |")
-    report = {
-        "machine": {**description, "minutes": round(minutes, 1)},
-        "results": [dataclasses.asdict(row) for row in rows],
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{json.dumps(report['machine'])}\nwritten to {out}")
-    return 0
+    if write and (is_quick or smoke):
+        raise click.UsageError("figures of --quick are not for docs/benchmarks.md")
+    sizes = "smoke" if smoke else "published"
+    wanted = [part for part in PARTS if part in (parts or PARTS)]
+    if smoke and not parts:
+        wanted.remove("demo")
+    rows: list[Row] = []
+    failures = 0
+    with prepared() as (connection, folder), watched() as run:
+        facts = machine(connection)
+        for part in wanted:
+            for case in PARTS[part](SIZES[sizes]):
+                case = quick(case) if is_quick or smoke else case
+                say(f"{part}: {case.what}")
+                started = time.monotonic()
+                try:
+                    found = measure(part, case, folder, sizes)
+                except Unavailable as reason:
+                    say(f"{part}: no figures: {reason}")
+                    continue
+                except (DatabaseError, psycopg2.Error) as error:
+                    failures += 1
+                    say(f"error: {part}: {error}")
+                    continue
+                for row in found:
+                    say(" | ".join(cells(row)))
+                say(f"{case.key} took {time.monotonic() - started:.0f} s")
+                rows += found
+    results = Results(facts, [run], [(row, 1) for row in rows])
+    print(f"\n{summary(facts, [run])}")
+    print(table(HEADER, map(cells, rows), "llrrrrrll"))
+    results.write(out)
+    print(f"written to {out}")
+    if write:
+        whole = not failures and wanted == [*PARTS]
+        write_page(merged(Results.read(), results, [*PARTS], whole=whole))
+        print("and into docs/benchmarks.md")
+    return 1 if failures else 0
+
+
+main.add_command(compare)

@@ -38,7 +38,10 @@ OWN_SERVERS = {"16": "pginstall"}
 
 
 def run_script(
-    script: str, *arguments: str, env: dict[str, str] | None = None
+    script: str,
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    timeout: float = 600,
 ) -> subprocess.CompletedProcess[str]:
     """Run one of scripts/ as a user would, and return what it printed."""
     return subprocess.run(
@@ -48,7 +51,7 @@ def run_script(
         text=True,
         env=env,
         check=False,
-        timeout=600,
+        timeout=timeout,
     )
 
 
