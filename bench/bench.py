@@ -1,9 +1,10 @@
 """Time the networks here beside the libraries that one would use, in one run.
 
-make bench                               # all, into docs/benchmarks.md
-python scripts/bench.py decode unet      # some of it; --write puts it there, too
-python scripts/bench.py compare HEAD~3   # this working tree beside a commit
+    make bench                               # into docs/benchmarks.md
+    python scripts/bench.py decode unet      # some of it; --write puts it there, too
+    python scripts/bench.py compare HEAD~3   # this working tree beside a commit
 
+Figures are medians of steps that are made in turn, with quartiles.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import psycopg2
 from bench.cases import Case, Pace, Unavailable
 from bench.compare import compare
 from bench.machine import Others, machine, watched
-from bench.parts import PARTS, listed
+from bench.parts import BY_NAME, PARTS, USUAL, listed
 from bench.project import SCHEMA, Project, prepared, say
 from bench.report import HEADER, Results, Row, cells, merged, rows_of, summary, table
 from bench.report import write as write_page
@@ -71,7 +72,8 @@ published shapes with seeded random weights (MiniLM's are the published ones), l
 them, and makes a step of ours and one of the library's in turn, float32, all cores. It
 prints the machine with its load before and after, and medians with quartiles. A row
 is measured again where the library's figure moved by more than a quarter meanwhile.
-Needs the packages of requirements-test.lock. The parts:
+Needs the packages of requirements-test.lock. The parts, all but {" and ".join(BY_NAME)}
+where none is named:
 
 {listed()}
 """,
@@ -106,9 +108,7 @@ def measure_parts(
     if write and (is_quick or smoke):
         raise click.UsageError("figures of --quick are not for docs/benchmarks.md")
     sizes = "smoke" if smoke else "published"
-    wanted = [part for part in PARTS if part in (parts or PARTS)]
-    if smoke and not parts:
-        wanted.remove("demo")
+    wanted = [part for part in PARTS if part in (parts or USUAL)]
     rows: list[Row] = []
     failures = 0
     with prepared() as (connection, folder), watched() as run:
@@ -137,7 +137,7 @@ def measure_parts(
     results.write(out)
     print(f"written to {out}")
     if write:
-        whole = not failures and wanted == [*PARTS]
+        whole = not failures and {*USUAL} <= {*wanted}
         write_page(merged(Results.read(), results, [*PARTS], whole=whole))
         print("and into docs/benchmarks.md")
     return 1 if failures else 0

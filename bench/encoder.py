@@ -34,7 +34,7 @@ def encoder(sizes: Sizes) -> Iterator[Case]:
         "sentence-transformers",
         embed,
         their_embed,
-        pace=Pace(warm=0, least=3, most=5),  # a batch of texts each is before
+        pace=Pace(warm=0, least=3, most=4),  # a batch of texts each is before
     )
 
 

@@ -38,7 +38,7 @@ MAX_README_WORDS = 1500
 # Lines of `sh` and whole blocks of `sql` that begin with these are not run, and why.
 EXCEPTIONS = {
     "make test": "it runs this file",
-    "make bench": "25 minutes; test_bench.py runs all its parts, smaller",
+    "make bench": "twenty minutes; test_bench.py runs all its parts, smaller",
     "python scripts/bench.py": "minutes, and of a clone; test_bench.py runs it",
     "make demo": "the fixture has run it, and its output is what the pages show",
     "export DBT_NN_TARGET=server": "test_own_server.py runs all on such a server",
