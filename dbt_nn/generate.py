@@ -33,7 +33,7 @@ from dbt_nn.cli import command
 from dbt_nn.command_line import PROJECT, ExpectedError, shown_command, user_project
 from dbt_nn.database import project_settings
 from dbt_nn.hub import fetch
-from dbt_nn.networks.graph import Network
+from dbt_nn.networks.graph import SESSIONS, Network
 from dbt_nn.networks.map import draw_map
 
 # What a layer's function adds to its name, at least.
@@ -59,7 +59,7 @@ class NetworkError(ExpectedError):
     """A network that cannot be generated; the message says why."""
 
 
-def describe(source: Path, name: str) -> Network:
+def describe(source: Path, name: str, sessions: int = SESSIONS) -> Network:
     """The network of a folder, of a name on the Hub, or of a config.json."""
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,29}", name):
         raise NetworkError(
@@ -71,7 +71,7 @@ def describe(source: Path, name: str) -> Network:
             raise NetworkError(f"{source} does not exist")
         source = fetch(str(source), config_only=True)
     configuration = read_configuration(source)
-    network = configuration.family(name, configuration.checked)
+    network = configuration.family(name, configuration.checked, sessions=sessions)
     longest = max(network.models, key=len)
     room = MAX_IDENTIFIER - len(FORWARD) - len(longest) + len(name)
     if room < len(name):
@@ -209,11 +209,18 @@ def next_steps(source: Path, network: Network, target: Target) -> Iterator[str]:
 @command(__doc__)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Folder below models/.")
+@click.option(
+    "--sessions",
+    type=click.IntRange(min=1),
+    default=SESSIONS,
+    show_default=True,
+    help="That may work on its batches at once: dbt's --threads, at most.",
+)
 @click.option("--check", is_flag=True, help="Write nothing, fail on a difference.")
-def main(source: Path, name: str, check: bool) -> None:
+def main(source: Path, name: str, sessions: int, check: bool) -> None:
     """Carry out the command line."""
     target = find_target(name)
-    network = describe(source, name)
+    network = describe(source, name, sessions)
     files = render(network, is_ours=target.is_ours)
     drawn = draw_map(network)
     if check:

@@ -76,6 +76,10 @@ class DiffusionNetwork(Network):
         with self.part("output", side="right"):
             denoised = add_denoised(self, output)
             add_images(self, denoised)
+        inputs = ("samples", "requests", "timesteps", "config")
+        self.add_sessions(
+            call("diffusion_frontier", *(self.ref(path) for path in inputs)), [output]
+        )
 
 
 def add_requests(net: Network, scheduler: Source, config: Source) -> Layer:
@@ -148,10 +152,7 @@ def add_samples(
                 f"dbt_nn.forget_other_images(this, {requests}) "
                 "if is_incremental() else ''"
             ),
-            "post_hook": hook(
-                "'create unique index if not exists ' ~ this.identifier ~ '_place on '"
-                " ~ this ~ ' (image_id, step, y, x)'"
-            ),
+            "indexes": [{"columns": ["image_id", "step", "y", "x"], "unique": True}],
         },
         note=f"after {{{{ {timesteps} }}}}, which checks the number of steps",
         columns=SAMPLE_COLUMNS,

@@ -281,7 +281,10 @@ def add_results(
     columns: list[dict],
     tests: list[Test],
 ) -> None:
-    """What the network gives of each text; the model that owns the loop."""
+    """What the network gives of each text; the model that owns the loop.
+
+    Its body reads the last layer first.
+    """
     net.loop = (path, "tokens")
     outcome = {
         "layer": path,
@@ -313,6 +316,7 @@ def add_results(
         columns=columns,
         tests=[*tests, net.matches_reference("text", outcome=outcome)],
     )
+    net.add_sessions(call("encoder_tokens", net.ref("texts")), body.inputs[:1])
 
 
 # --- Columns ------------------------------------------------------------------

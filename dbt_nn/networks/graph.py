@@ -189,6 +189,7 @@ class Drawn:
 
 
 LAYERS = Part("", "layers")  # those of no block
+SESSIONS = 8  # that may work on the batches of a network, at most
 
 
 def output_of(module: str, **options: Any) -> Reference:
@@ -327,6 +328,7 @@ class Network:
         config: Config,
         stored: dict[str, Tensor] | None = None,
         visit: Callable[[Module], None] = lambda _: None,
+        sessions: int = SESSIONS,
     ):
         """Go through the network.
 
@@ -335,9 +337,11 @@ class Network:
             config: its configuration.
             stored: the checkpoint's tensors by their names here, where there is one.
             visit: called with each module as soon as it is known.
+            sessions: that may work on its batches at once, at most.
 
         """
         self.name = name
+        self.sessions = sessions
         self.config = config
         self.stored = stored or {}
         self.visit = visit
@@ -544,11 +548,15 @@ class Network:
         note: str = "",
         columns: list[dict] | None = None,
         tests: list[Test] | None = None,
+        drawn: bool = True,
     ) -> Layer:
-        """A model of any materialization; a note is a comment above its SQL."""
+        """A model of any materialization.
+
+        A note is a comment above its SQL; the network's map has those that are drawn.
+        """
         name, part = self.model_name(path), self._part
         color = next(c for kind, c in NODE_COLORS.items() if re.search(kind, path))
-        config = config | {"docs": {"node_color": color}}
+        config = config | {"docs": {**config.get("docs", {}), "node_color": color}}
         if part.tag:
             config["tags"] = [part.tag]
         comment = f"-- {note}\n" if note else ""
@@ -561,11 +569,40 @@ class Network:
             model["columns"] = columns
         self.models[name] = (part.folder, model)
         made = Layer(path, name)
+        if not drawn:
+            return made
         if not self.parts or self.parts[-1][0] != part:
             self.parts.append((part, []))
         inputs = body.inputs if isinstance(body, Call) else []
         self.parts[-1][1].append(Drawn(made, description, color, inputs))
         return made
+
+    def add_sessions(self, frontier: Call, after: list[Layer]) -> None:
+        """Models of more sessions that make steps of the loop, see session.sql.
+
+        Args:
+            frontier: the call that gives what a session computes now.
+            after: the layers that it waits for: those that the loop's owner reads.
+
+        """
+        with self.part("sessions"):
+            for number in range(2, self.sessions + 1):
+                self.model(
+                    f"session_{number}",
+                    frontier,
+                    f"Session {number} of the loop: with `--threads {number}` or more, "
+                    "it makes batches beside the model that owns the loop. It makes no "
+                    "relation.",
+                    {
+                        "materialized": "session",
+                        "meta": {"network": self.name, "session": number},
+                        "docs": {"show": False},
+                    },
+                    note="after "
+                    + ", ".join(f"{{{{ {layer} }}}}" for layer in after)
+                    + ", as the loop's owner",
+                    drawn=False,
+                )
 
     def render(
         self, defaults: dict[str, Any], shared: dict[str, Any] | None = None

@@ -148,6 +148,10 @@ class TextNetwork(SequenceNetwork):
             add_completions(self, tokens, choices)
             add_scores(self, scores, tokens)
             add_embeddings(self, pooling, tokens)
+        self.add_sessions(
+            call("text_frontier", self.ref("tokens")),
+            [logits, scores, choice_tokens, pooling],
+        )
 
 
 def add_prompts(

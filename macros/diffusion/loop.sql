@@ -20,7 +20,32 @@
 {%- endmacro %}
 
 
-{#- The body of a function that makes the denoised samples the next frontier.
+{#- The relation of the images with their batches. -#}
+{% macro diffusion_batches(network) -%}
+    {{- dbt_nn.network_relation(network ~ '_requests') -}}
+{%- endmacro %}
+
+
+{#- A SELECT of the batches that have steps left: (batch), several times. -#}
+{% macro diffusion_unfinished(network) -%}
+    select requests.batch
+    from {{ dbt_nn.diffusion_batches(network) }} as requests
+    where (
+        select max(samples.step)
+        from {{ dbt_nn.network_relation(network ~ '_samples') }} as samples
+        where samples.image_id = requests.image_id
+    ) < requests.num_inference_steps
+{%- endmacro %}
+
+
+{#- Whether the layers have the first batch: always, its first step. -#}
+{% macro diffusion_is_begun(network) -%}
+    true
+{%- endmacro %}
+
+
+{#- The body of a function that makes the denoised samples the next frontier; where an
+    image's batch is complete, the next batch, and it returns NULL where none is left.
     The layers begin anew where an image is done, so that others are next, and at
     every tenth step: old versions of rows which a page has no room for, or which
     another session still sees, take no more than ten times a step's. -#}
@@ -39,6 +64,13 @@
         inner join {{ dbt_nn.network_relation(network ~ '_requests') }} as requests
             using (image_id)
         on conflict do nothing;
+        if not exists (
+            select
+            from ({{ dbt_nn.diffusion_unfinished(network) }}) as unfinished
+            where unfinished.batch = {{ dbt_nn.own_batch() }}
+        ) then
+            return case when {{ dbt_nn.take_function(denoised) }}() is not null then true end;
+        end if;
         return exists (
             select
             from {{ denoised }} as denoised

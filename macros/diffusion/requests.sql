@@ -218,8 +218,13 @@ select
             row_number() over (
                 partition by typed.error is null
                 order by typed.num_inference_steps, typed.image_id
-            )::float8 / greatest(1, floor(
-                {{ dbt_nn.batch_memory(checkpoint) }} / {{ dbt_nn.diffusion_bytes_per_image(config) }}
+            )::float8 / greatest(1, least(
+                floor({{ dbt_nn.batch_memory(checkpoint) }} / {{ dbt_nn.diffusion_bytes_per_image(config) }}),
+                {#- several sessions get a batch each #}
+                ceil(
+                    count(*) filter (where typed.error is null) over ()
+                    / {{ dbt_nn.sessions() }}::float8
+                )
             ))
         )
     end::integer as batch

@@ -70,7 +70,8 @@ order by requests.image_id, y, x
 
 {#-
     The samples that the network denoises now: those of the newest step of each
-    image of the first batch that has steps left; where none has, those of the
+    image of the session's batch, see session.sql, or of the first that has steps left;
+    where none has, those of the
     last batch's last step, so that they can be looked at layer by layer.
 
     samples     relation made by diffusion_samples()
@@ -96,9 +97,16 @@ with newest as (
 
 current as (
     select
-        coalesce(min(batch) filter (where step < steps), max(batch)) as batch,
-        bool_or(step < steps) as has_steps
+        newest.batch,
+        bool_or(newest.step < newest.steps) as has_steps
     from newest
+    where newest.batch = (
+        select coalesce(
+            {{ dbt_nn.own_batch() }}, min(batch) filter (where step < steps), max(batch)
+        )
+        from newest
+    )
+    group by newest.batch
 ),
 
 active as (

@@ -32,7 +32,7 @@
 
     create or replace function {{ dbt_nn.embed_function(results, network) }}(
         text text, prompt text default null
-    ) returns vector language plpgsql as $embed$
+    ) returns vector language plpgsql set search_path from current as $embed$
     #variable_conflict use_column
     declare
         asked constant text := $1;

@@ -50,11 +50,46 @@
 {#- A condition on texts: they are of the batch that the layers have, and not done. -#}
 {% macro is_in_batch(texts) -%}
 {{ texts }}.finished_at is null
-and {{ texts }}.batch = (
-    select min(batch.batch)
-    from {{ dbt_nn.network_relation(config.meta_get('network') ~ '_texts') }} as batch
-    where batch.finished_at is null
-)
+and {{ texts }}.batch = coalesce({{ dbt_nn.own_batch() }}, (
+    select min(unfinished.batch)
+    from ({{ dbt_nn.encoder_unfinished(config.meta_get('network')) }}) as unfinished
+))
+{%- endmacro %}
+
+
+{#- The relation of the texts with their batches. -#}
+{% macro encoder_batches(network) -%}
+    {{- dbt_nn.network_relation(network ~ '_texts') -}}
+{%- endmacro %}
+
+
+{#- A SELECT of the batches that have something left: (batch), several times. -#}
+{% macro encoder_unfinished(network) -%}
+    select texts.batch
+    from {{ dbt_nn.encoder_batches(network) }} as texts
+    where texts.finished_at is null
+{%- endmacro %}
+
+
+{#- Whether the layers have the first batch that is not finished, or there is nothing of
+    it to be computed: an expression. -#}
+{% macro encoder_is_begun(network) -%}
+    {%- set texts = dbt_nn.encoder_batches(network) -%}
+    not exists (
+        select from {{ texts }} as texts
+        where texts.error is null
+            and texts.batch = (
+                select min(unfinished.batch)
+                from ({{ dbt_nn.encoder_unfinished(network) }}) as unfinished
+            )
+    )
+    or exists (
+        select
+        from {{ texts }} as texts
+        inner join {{ dbt_nn.network_relation(network ~ '_tokens') }} as tokens
+            using (sequence_id)
+        where texts.finished_at is null
+    )
 {%- endmacro %}
 
 
@@ -79,25 +114,26 @@ and {{ texts }}.batch = (
 {%- endmacro %}
 
 
-{#- The body of a function that makes the next batch the current one; it returns
-    whether there is one. -#}
+{#- The body of a function that makes the next batch the current one; it returns true, or
+    NULL where none is left. -#}
 {% macro encoder_advance(results, network) -%}
     {%- set texts = dbt_nn.network_relation(network ~ '_texts') -%}
     {%- set tokens = dbt_nn.network_relation(network ~ '_tokens') -%}
+    declare
+        next_batch integer;
     begin
         {# what is said to be done outlives a crash, whatever the setting #}
         perform set_config('synchronous_commit', 'on', true);
         update {{ texts }} as texts
         set finished_at = clock_timestamp()
         where {{ dbt_nn.is_in_batch('texts') }};
-        if not exists (
-            select from {{ texts }} as texts where texts.finished_at is null
-        ) then
-            return false;
+        next_batch := {{ dbt_nn.take_function(results) }}();
+        if next_batch is null then
+            return null;
         end if;
         delete from {{ tokens }};
         insert into {{ tokens }} (sequence_id, position, token_id, type_id)
-        {{ dbt_nn.encoder_tokens(texts) }};
+        {{ dbt_nn.encoder_tokens(texts, batch='next_batch') }};
         return true;
     end
 {%- endmacro %}

@@ -232,7 +232,8 @@ counted as (
         framed.*,
         row_number() over in_order as n,
         sum(case when error is null then cardinality(token_ids) else 0 end) over in_order
-        - cardinality(token_ids) as tokens_before
+        - cardinality(token_ids) as tokens_before,
+        sum(cardinality(token_ids)) over () as all_tokens
     from framed
     window in_order as (order by number, chunk)
 )
@@ -254,7 +255,7 @@ select
         {%- if earlier %}
         (select coalesce(max(batch), 0) from {{ earlier }}) +
         {%- endif %}
-        floor(greatest(tokens_before, 0) / {{ dbt_nn.encoder_batch_tokens(config, checkpoint) | indent(8) }}) + 1
+        floor(greatest(tokens_before, 0) / {{ dbt_nn.encoder_batch_tokens(config, checkpoint, 'all_tokens') | indent(8) }}) + 1
     )::integer as batch,
     null::timestamptz as finished_at
 from counted

@@ -5,9 +5,11 @@
 
     texts     relation made by encoder_texts()
     earlier   the table itself, if it is there already it has what the layers have
+    batch     expression: of which batch; none: the first that is not finished. Of none
+              where sessions share several: each takes one, see session.sql.
     -> (sequence_id, position, token_id, type_id)
 -#}
-{% macro encoder_tokens(texts, earlier=none) -%}
+{% macro encoder_tokens(texts, earlier=none, batch=none) -%}
     {%- set is_known = earlier and dbt_nn.builds_models() and not should_full_refresh()
         and load_relation(earlier) is not none -%}
 select
@@ -17,11 +19,7 @@ select
     case when token.i > texts.first_tokens then 1 else 0 end as type_id
 from {{ texts }} as texts
 cross join unnest(texts.token_ids) with ordinality as token (token_id, i)
-where texts.batch = (
-    select {% if is_known %}min(batch) filter (where finished_at is null)
-    {%- else %}coalesce(min(batch) filter (where finished_at is null), max(batch)){% endif %}
-    from {{ texts }}
-)
+where texts.batch = {{ batch or dbt_nn.first_batch(texts, or_last=not is_known) }}
 {%- if is_known %}
 union all
 select

@@ -4,12 +4,14 @@
     var batch_prompts' places. Sequences of about the same length come together, so
     that they end together. NULL for a row with an error.
 
+    The rows have a column prompts_per_batch, the macro's value.
+
     config      the checkpoint's
     checkpoint  its schema
     -> numeric; prompts that share the next higher integer share a batch
 -#}
 {% macro text_batches_filled(config, checkpoint) -%}
-{%- set prompts = dbt_nn.batch_prompts() -%}
+{%- set prompts = 'prompts_per_batch' if dbt_nn.prompts_per_batch() -%}
 case
     {#- whole numbers are added, and divided once: no sum is rounded over a batch's end #}
     when error is null then sum(
@@ -26,6 +28,30 @@ case
         order by max_new_tokens, cardinality(prompt_token_ids), sequence_id
     ) / {{ dbt_nn.batch_memory(checkpoint) | indent(4) }}{{ ' / ' ~ prompts if prompts }}
 end
+{%- endmacro %}
+
+
+{#- How many prompts may share a batch: an expression over rows of typed prompts, or
+    none for no limit. Several sessions get as many batches each, all of a size, where
+    there are prompts enough for them: a batch of sixteen makes a token for each in a
+    third of the time that they take one by one. -#}
+{% macro prompts_per_batch() -%}
+    {%- set prompts = dbt_nn.batch_prompts() -%}
+    {%- set sessions = dbt_nn.sessions() -%}
+    {%- if sessions == 1 -%}
+        {{ return(prompts) }}
+    {%- endif -%}
+    {%- set rounds = 'ceil(count(*) filter (where error is null) over () / '
+        ~ sessions * prompts ~ '::numeric)' if prompts else '1' -%}
+least({{ prompts or 'null' }}, greatest({{ dbt_nn.least_prompts() }}, ceil(
+    count(*) filter (where error is null) over () / ({{ sessions }} * greatest(1, {{ rounds }}))::numeric
+)))
+{%- endmacro %}
+
+
+{#- Prompts for which a session of their own is worth the while. -#}
+{% macro least_prompts() -%}
+    {{ return(16) }}
 {%- endmacro %}
 
 

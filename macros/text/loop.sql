@@ -66,10 +66,36 @@
 {%- endmacro %}
 
 
+{#- The relation of the sequences with their batches. -#}
+{% macro text_batches(network) -%}
+    {{- dbt_nn.network_relation(network ~ '_prompts') -}}
+{%- endmacro %}
+
+
+{#- A SELECT of the batches that have something left: (batch), several times. -#}
+{% macro text_unfinished(network) -%}
+    select prompts.batch
+    from {{ dbt_nn.text_batches(network) }} as prompts
+    where prompts.finished_at is null
+{%- endmacro %}
+
+
+{#- Whether the layers have a batch that is not finished: an expression. -#}
+{% macro text_is_begun(network) -%}
+    exists (
+        select
+        from {{ dbt_nn.text_batches(network) }} as prompts
+        inner join {{ dbt_nn.network_relation(network ~ '_tokens') }} as tokens
+            using (sequence_id)
+        where prompts.finished_at is null
+    )
+{%- endmacro %}
+
+
 {#-
     The body of a function that makes the sampled tokens the next frontier.
     Where no sequence of the batch goes on, the next batch begins; it returns
-    whether one did, since then every layer begins anew. A prompt with choices goes
+    whether one did, since then every layer begins anew, and NULL where none is left. A prompt with choices goes
     on with a choice that the network has to read: all but its last token, at once.
 -#}
 {% macro text_advance(samples, network) -%}
@@ -80,6 +106,7 @@
         goes_on boolean;
         is_read boolean;
         was_read boolean;
+        next_batch integer;
     begin
         insert into {{ tokens }} (sequence_id, position, token_id, step)
         select
@@ -149,15 +176,14 @@
         where prompts.finished_at is null
             and tokens.sequence_id = prompts.sequence_id
             and tokens.position = 0;
-        if not exists (
-            select from {{ prompts }} as prompts where prompts.finished_at is null
-        ) then
-            return false;
+        next_batch := {{ dbt_nn.take_function(samples) }}();
+        if next_batch is null then
+            return null;
         end if;
 
         delete from {{ tokens }};
         insert into {{ tokens }} (sequence_id, position, token_id, step)
-        {{ dbt_nn.text_tokens(prompts) }};
+        {{ dbt_nn.text_tokens(prompts, 'next_batch') }};
         insert into {{ tokens }} (sequence_id, position, token_id, step)
         {{ dbt_nn.text_tokens_read(prompts, tokens, samples) }};
         return true;
@@ -293,7 +319,10 @@
                 when bool_or(current.has_choices)
                     then format('choices to read: %s', max(unread.choices))
             end,
-            'nothing new to generate'
+            case
+                when max(later.prompts) > 0 then 'no batch now'
+                else 'nothing new to generate'
+            end
         )
         || case
             when max(later.prompts) > 0

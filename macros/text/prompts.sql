@@ -351,7 +351,12 @@ filled as (
     select
         typed.*,
         ceil({{ dbt_nn.text_batches_filled(config, checkpoint) | indent(8) }}) as batches_filled
-    from typed
+    from (
+        select
+            typed.*,
+            {{ dbt_nn.prompts_per_batch() or 'null' }} as prompts_per_batch
+        from typed
+    ) as typed
 )
 
 select

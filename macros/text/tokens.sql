@@ -3,11 +3,12 @@
     prompts, at step 0; the loop appends one a sequence at each later step.
 
     prompts   relation made by text_prompts()
+    batch     expression: of which batch; none: the first that is not finished, or the
+              last one of all. Of none where sessions share several: each takes one, see
+              session.sql.
     -> (sequence_id, position, token_id, step)
-
-    The current batch is the first that is not finished, or the last one of all.
 -#}
-{% macro text_tokens(prompts) -%}
+{% macro text_tokens(prompts, batch=none) -%}
 select
     prompts.sequence_id,
     (token.i - 1)::integer as position,
@@ -16,10 +17,7 @@ select
 from {{ prompts }} as prompts
 cross join unnest(prompts.prompt_token_ids) with ordinality as token (token_id, i)
 where prompts.error is null
-    and prompts.batch = (
-        select coalesce(min(batch) filter (where finished_at is null), max(batch))
-        from {{ prompts }}
-    )
+    and prompts.batch = {{ batch or dbt_nn.first_batch(prompts) }}
 order by prompts.sequence_id, token.i
 {%- endmacro %}
 

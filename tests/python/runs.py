@@ -11,7 +11,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
@@ -92,6 +93,19 @@ def copy_bare_project(folder: Path) -> Path:
         shutil.copytree(PROJECT / name, folder / name)
     shutil.copy(PROJECT / "dbt_project.yml", folder)
     return folder
+
+
+@contextmanager
+def entered(
+    connection: psycopg2.extensions.connection, *schemas: str
+) -> Iterator[psycopg2.extensions.cursor]:
+    """A cursor for a network's functions, which find its relations by their names."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"set search_path = {', '.join([*schemas, 'public'])}")
+        try:
+            yield cursor
+        finally:
+            cursor.execute("reset search_path")
 
 
 @dataclass

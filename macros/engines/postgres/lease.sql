@@ -310,8 +310,20 @@
         since timestamptz not null,
         model text,
         checkpoint_id oid,
-        idle_since timestamptz
+        idle_since timestamptz,
+        sessions integer
     );
+    do $body$
+    begin
+        if not exists (
+            select from pg_attribute
+            where attrelid = {{ dbt_nn.literal(dbt_nn.db_function('network_leases')) }}::regclass
+                and attname = 'sessions'
+        ) then
+            alter table {{ dbt_nn.db_function('network_leases') }} add column sessions integer;
+        end if;
+    end
+    $body$;
 
     create or replace function {{ dbt_nn.db_function('lease_key') }} (network text)
     returns integer language sql immutable as $body$
@@ -376,6 +388,7 @@
             since = excluded.since,
             model = null,
             checkpoint_id = null,
+            sessions = null,
             idle_since = excluded.idle_since;
     end
     $body$;

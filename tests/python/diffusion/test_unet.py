@@ -23,7 +23,7 @@ from image_reference import (
     random_unet,
     save_pipeline,
 )
-from runs import UNET_TWIN, Ddpm, Row, copy_bare_project, load_checkpoint
+from runs import UNET_TWIN, Ddpm, Row, copy_bare_project, entered, load_checkpoint
 
 # Each has another number of steps, so the timesteps of a batch differ.
 IMAGES: list[Row] = [
@@ -212,7 +212,8 @@ def test_a_step_takes_the_room_of_the_one_before(ddpm: Ddpm, drawn: list[Row]) -
     layer = f"{ddpm.layer_schema}.ddpm_down_blocks_0_resnets_0_conv1"
     sizes = []
     for _ in range(6):
-        ddpm.execute(f"select {layer}_forward()")
+        with entered(ddpm.connection, ddpm.layer_schema, ddpm.schema) as cursor:
+            cursor.execute(f"select {layer}_forward()")
         [found] = ddpm.query(f"select pg_total_relation_size('{layer}') as bytes")
         sizes.append(found["bytes"])
     assert sizes[-1] == sizes[0]

@@ -105,6 +105,8 @@ def calls_in_a_step(gpt2: Gpt2) -> list[int]:
             f"update {gpt2.schema}.{NETWORK}_prompts "
             "set max_new_tokens = 30, finished_at = null"
         )
+        schemas = f"{gpt2.schema}_{NETWORK}, {gpt2.schema}, public"
+        cursor.execute(f"set local search_path = {schemas}")
         cursor.execute(f"select {model}_step()")
         calls = []
         for kind in ("resident", "resident_one"):

@@ -11,9 +11,12 @@
     Where the layers keep all steps (text), so does this table, and what it has
     stays from run to run, unless there is --full-refresh.
 
+    Batches may be made in several sessions at once, see session.sql.
+
     meta: network, family, place and history as for a layer. The family's macros
     of the loop: <family>_check(), <family>_forget(), <family>_advance(),
-    <family>_progress(), <family>_pace() and <family>_problems(). A family may have
+    <family>_batches(), <family>_unfinished(), <family>_is_begun(), <family>_progress(),
+    <family>_pace() and <family>_problems(). A family may have
     <family>_is_alone(), whether weights that are held in memory are for one text;
     <family>_outdated(), a statement that drops rows which those of a step replace; and
     <family>_functions(), more functions of the network.
@@ -29,10 +32,13 @@
     {% do run_query(dbt_nn.family_macro(family, 'check')(network)) %}
     {%- set more_functions = dbt_nn.family_macro(family, 'functions') -%}
     {%- set table = dbt_nn.create_layer(relation, sql, 'table') -%}
-    {%- set functions = dbt_nn.create_forward_function(relation, sql, dbt_nn.program(sql))
+    {%- set functions = dbt_nn.named_locally(
+        dbt_nn.create_forward_function(relation, dbt_nn.program(sql))
+        ~ dbt_nn.create_take_functions(relation, network, family)
         ~ dbt_nn.create_advance_function(relation, network, family)
         ~ dbt_nn.create_step_function(relation, network, family)
-        ~ (more_functions(relation, network) if more_functions else '') -%}
+        ~ (more_functions(relation, network) if more_functions else '')
+    ) -%}
     {%- set state = dbt_nn.state_of(relation, sql, table ~ functions) -%}
     {%- set refresh = not state.exists or is_replaced and not state.is_defined -%}
     {% if refresh %}
@@ -46,7 +52,9 @@
                 {{ dbt_nn.forget(relation) }};
             {%- endif %}
             {% if not state.is_defined -%}
-                {{ dbt_nn.completed(functions, sql, state.definition) }}
+                {{ dbt_nn.enter_network(network) }};
+                {{ dbt_nn.completed(functions, relation, sql, state.definition) }}
+                {{ dbt_nn.leave_network() }};
             {%- endif %}
         {%- endcall %}
     {% endif %}
@@ -78,7 +86,7 @@
     {%- set names = [] -%}
     {%- for node in dbt_nn.network_nodes()
         if node.config.meta.network == network
-        and node.config.materialized != 'view'
+        and node.config.materialized not in ('view', 'session')
         and node.unique_id != model.unique_id
         and model.unique_id not in node.depends_on.nodes -%}
         {%- do names.append(dbt_nn.literal(node.relation_name)) -%}
@@ -104,13 +112,21 @@
     while progress() counts any as left. Each is committed.
 
     The pace is that of the steps after the first, which plans statements and reads
-    weights, and is given once there are two seconds of them. A line is printed
-    each second at most, the first and the last always.
+    weights, and is given once there are two seconds of them; where sessions share the
+    batches, this one's times their number. A line is printed each second at most, the
+    first and the last always.
 -#}
 {% macro run_loop(relation, network, family) -%}
-    {%- set progress = dbt_nn.family_macro(family, 'progress')(relation, network) -%}
+    {%- set progress = dbt_nn.named_locally(
+        dbt_nn.family_macro(family, 'progress')(relation, network)
+    ) -%}
     {%- set clock = modules.datetime.datetime -%}
-    {%- set state = dbt_nn.committed_step(dbt_nn.forward_function(relation) ~ '(true)', progress) -%}
+    {%- set enter = dbt_nn.enter_network(network) -%}
+    {%- set sessions = dbt_nn.begin_loop(relation, enter, dbt_nn.sessions(network)) -%}
+    {%- set enter = enter ~ '; ' ~ dbt_nn.share_workers(sessions) -%}
+    {%- set state = dbt_nn.committed_step(
+        enter, dbt_nn.forward_function(relation) ~ '(true)', progress
+    ) -%}
     {%- do dbt_nn.report_progress(network, state, '', true) -%}
     {%- set loop_state = {
         'steps': state['steps'], 'made': 0, 'places': 0, 'since': none,
@@ -119,12 +135,14 @@
     {#- Jinja's loops end at 100,000. -#}
     {%- for round in range(100000) if loop_state.steps > 0 -%}
     {%- for step in range(100000) if loop_state.steps > 0 -%}
-        {%- set state = dbt_nn.committed_step(dbt_nn.step_function(relation) ~ '()', progress) -%}
+        {%- set state = dbt_nn.committed_step(
+            enter, dbt_nn.step_function(relation) ~ '()', progress
+        ) -%}
         {%- set now = clock.now() -%}
         {%- do loop_state.update({'steps': state['steps']}) -%}
         {%- if loop_state.since is none -%}
             {%- do loop_state.update({'since': now}) -%}
-        {%- else -%}
+        {%- elif state['places'] -%}
             {%- do loop_state.update({
                 'made': loop_state.made + 1,
                 'places': loop_state.places + state['places'],
@@ -140,17 +158,61 @@
             network,
             state,
             dbt_nn.family_macro(family, 'pace')(
-                seconds, loop_state.made, loop_state.places, loop_state.steps
-            ) if seconds >= 2 or loop_state.made and loop_state.steps == 0 else '',
+                seconds,
+                loop_state.made,
+                loop_state.places * sessions,
+                loop_state.steps / sessions,
+            ) if loop_state.made and state['places']
+            and (seconds >= 2 or loop_state.steps == 0) else '',
             due,
         ) -%}
     {%- endfor -%}
     {%- endfor -%}
     {#- The last outputs are of no further step, but belong to the rest. -#}
     {%- call statement('finish', auto_begin=true) -%}
-        select {{ dbt_nn.advance_function(relation) }}()
+        {{ enter }};
+        select {{ dbt_nn.advance_function(relation) }}();
+        {{ dbt_nn.end_with_own_batch(dbt_nn.family_macro(family, 'batches')(network)) }}
     {%- endcall -%}
     {%- do adapter.commit() -%}
+    {%- call statement('finish', auto_begin=true) -%}
+        {{ dbt_nn.let_batches_go(network) }}
+    {%- endcall -%}
+    {%- do adapter.commit() -%}
+{%- endmacro %}
+
+
+{#- Lets sessions take batches, and says how many may work. -#}
+{% macro begin_loop(relation, enter, sessions) -%}
+    {%- call statement('begin', fetch_result=true, auto_begin=true) -%}
+        {{ enter }};
+        select {{ dbt_nn.begin_function(relation) }}({{ sessions }})
+    {%- endcall -%}
+    {%- do adapter.commit() -%}
+    {{ return(load_result('begin').table.rows[0][0]) }}
+{%- endmacro %}
+
+
+{#- A statement that leaves a session its share of the parallel workers. -#}
+{% macro share_workers(sessions) -%}
+    select set_config(
+        'max_parallel_workers_per_gather',
+        greatest(
+            0, (current_setting('max_parallel_workers_per_gather')::integer + 1) / {{ sessions }} - 1
+        )::text,
+        true
+    )
+    {%- if sessions == 1 %} where false{% endif %}
+{%- endmacro %}
+
+
+{#- A statement that makes the batch which the layers have now the last one: it is what
+    the next run finds them with. -#}
+{% macro end_with_own_batch(batches) -%}
+    update {{ batches }} as batches
+    set batch = newest.batch + 1
+    from (select max(batch) as batch from {{ batches }}) as newest
+    where batches.batch = {{ dbt_nn.own_batch() }} and batches.batch < newest.batch
 {%- endmacro %}
 
 
@@ -206,9 +268,11 @@
 {%- endmacro %}
 
 
-{#- Makes the call of a function, commits, and returns the row that the query then gives. -#}
-{% macro committed_step(function, progress) -%}
+{#- Makes the call of a function, commits, and returns the row that the query then gives.
+    `enter` are statements before it. -#}
+{% macro committed_step(enter, function, progress) -%}
     {%- call statement('step', fetch_result=true, auto_begin=true) -%}
+        {{ enter }};
         select {{ function }};
         {{ progress }}
     {%- endcall -%}
@@ -248,7 +312,7 @@
 
 
 {#- The function that makes the newest outputs the frontier, and says whether
-    the layers begin anew; before it those that it calls, if the family has any. -#}
+    the layers begin anew, or NULL where no batch is left for this session; before it those that it calls, if the family has any. -#}
 {% macro create_advance_function(relation, network, family) -%}
     {%- set loop_functions = dbt_nn.family_macro(family, 'loop_functions') -%}
     {%- if loop_functions -%}
@@ -266,28 +330,37 @@
 {%- endmacro %}
 
 
-{#- The function that makes one step: advance, run every layer, sample. -#}
+{#- The function that makes one step: advance, run every layer, sample. It says whether
+    there was one: other sessions may have all the batches that are left. -#}
 {% macro create_step_function(relation, network, family) -%}
     {%- set is_alone = dbt_nn.family_macro(family, 'is_alone') %}
-    create or replace function {{ dbt_nn.step_function(relation) }}()
-    returns void language plpgsql as $step$
+    drop function if exists {{ dbt_nn.step_function(relation) }}();
+    create function {{ dbt_nn.step_function(relation) }}()
+    returns boolean language plpgsql as $step$
     declare
         anew constant boolean := {{ dbt_nn.advance_function(relation) }}();
         {#- for which texts the weights are held in memory #}
         held constant text :=
-            {%- if is_alone and dbt_nn.is_resident(network) %} case
+            {%- set sessions = dbt_nn.resident_sessions(network) if is_alone else 0 -%}
+            {%- if sessions %} case
+                when {{ dbt_nn.session_number() }} > {{ sessions }} then 'none'
                 when {{ is_alone(network) }} then 'one'
                 else 'several'
             end
             {%- else %} 'none'
             {%- endif %};
     begin
+        if anew is null then
+            perform pg_sleep(0.1);
+            return false;
+        end if;
         {%- for node in dbt_nn.layers_in_order(network) %}
         perform {{ dbt_nn.forward_function(api.Relation.create(
             schema=node.schema, identifier=node.alias
         )) }}(anew, held);
         {%- endfor %}
         perform {{ dbt_nn.forward_function(relation) }}(anew, held);
+        return true;
     end
     $step$;
 {%- endmacro %}

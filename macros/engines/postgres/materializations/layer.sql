@@ -25,7 +25,10 @@
 
     {{ run_hooks(pre_hooks) }}
     {%- set table = dbt_nn.create_layer(relation, sql, 'table' if is_result else 'unlogged table') -%}
-    {%- set functions = dbt_nn.create_forward_function(relation, sql, dbt_nn.program(sql)) -%}
+    {%- set nodes = dbt_nn.own_relations_here() -%}
+    {%- set functions = dbt_nn.named_locally(
+        dbt_nn.create_forward_function(relation, dbt_nn.program(sql)), nodes
+    ) -%}
     {%- set state = dbt_nn.state_of(relation, sql, table ~ functions) -%}
     {%- set refresh = not state.exists or not (state.is_defined or is_result) -%}
     {% if state.is_up_to_date %}
@@ -42,10 +45,12 @@
             {%- elif is_result -%}
                 {{ dbt_nn.forget(relation) }};
             {%- endif %}
+            {{ dbt_nn.enter_network(config.meta_get('network'), nodes) }};
             {% if not state.is_defined -%}
-                {{ dbt_nn.completed(functions, sql, state.definition) }}
+                {{ dbt_nn.completed(functions, relation, sql, state.definition) }}
             {%- endif %}
             select {{ dbt_nn.forward_function(relation) }}(all_places => true);
+            {{ dbt_nn.leave_network() }};
         {%- endcall %}
         {% if not state.is_defined %}
             {% do persist_docs(relation, model) %}
@@ -121,9 +126,10 @@
 {%- endmacro %}
 
 
-{#- A layer's function with what is known only when it is made: that digest, and
-    the columns that a row replaces, see on_conflict(). -#}
-{% macro completed(functions, sql, definition) -%}
+{#- A layer's function with what is known only when it is made: that digest, the
+    columns that a row replaces, see on_conflict(), and the fingerprint of the rows in
+    the network's own table. -#}
+{% macro completed(functions, relation, sql, definition) -%}
     {%- if dbt_nn.replaced_columns() in functions -%}
         {%- set columns = [] -%}
         {%- for column in get_columns_in_query(sql)
@@ -133,12 +139,27 @@
         {%- endfor -%}
         {%- set functions = functions | replace(dbt_nn.replaced_columns(), columns | join(', ')) -%}
     {%- endif -%}
+    {%- if dbt_nn.fingerprint_mark() in functions -%}
+        {%- set name = dbt_nn.literal(relation) -%}
+        {%- set local_name = dbt_nn.literal(adapter.quote(relation.identifier)) -%}
+        {%- set functions = functions | replace(dbt_nn.fingerprint_mark(), "if all_places and "
+            ~ local_name ~ "::regclass = " ~ name ~ "::regclass then
+            insert into " ~ dbt_nn.db_function('fingerprints') ~ " (relation, fingerprint)
+            values (" ~ name ~ ", " ~ dbt_nn.fingerprint(sql) ~ ")
+            on conflict (relation) do update set fingerprint = excluded.fingerprint;
+        end if;") -%}
+    {%- endif -%}
     {{ return(functions | replace(dbt_nn.definition_mark(), dbt_nn.definition_mark(definition))) }}
 {%- endmacro %}
 
 
 {% macro replaced_columns() -%}
     /* columns */
+{%- endmacro %}
+
+
+{% macro fingerprint_mark() -%}
+    /* fingerprint */
 {%- endmacro %}
 
 
@@ -230,7 +251,7 @@ md5('{{ local_md5(sql) }}' || coalesce(
 
     program   see program()
 -#}
-{% macro create_forward_function(relation, sql, program) -%}
+{% macro create_forward_function(relation, program) -%}
     {%- set policy = dbt_nn.policy() -%}
     {%- set is_layer = config.get('materialized') == 'layer' -%}
     {%- set family = config.meta_get('family') -%}
@@ -313,11 +334,7 @@ md5('{{ local_md5(sql) }}' || coalesce(
         {{ on_conflict }};
         {%- endif %}
         {%- if is_layer and policy.keeps_steps %}
-        if all_places then
-            insert into {{ dbt_nn.db_function('fingerprints') }} (relation, fingerprint)
-            values ({{ dbt_nn.literal(relation) }}, {{ dbt_nn.fingerprint(sql) | indent(12) }})
-            on conflict (relation) do update set fingerprint = excluded.fingerprint;
-        end if;
+        {{ dbt_nn.fingerprint_mark() }}
         {%- endif %}
     end
     $forward$;

@@ -8,7 +8,7 @@
     so. A layer with a matrix of weights (stored_matrix()) has two functions whose
     plans have the matrix's blocks as a constant, and its SELECT is rendered for them
     as well: for the way `several` it calls the first, for `one` the second, which goes
-    through the blocks row by row. The steps of a network that may (is_resident()) take
+    through the blocks row by row. The steps of a session that may (resident_sessions()) take
     those ways. The numbers are the same to the bit.
 
     The plan ends with the session, and when its table is loaded anew. A row that is
@@ -132,16 +132,20 @@ select unnest({{ dbt_nn.db_function('resident_blocks') }}(
 
 
 {#-
-    Whether a network's steps take those SELECTs: its checkpoint's tables are not
-    larger than the var resident_memory, like '2GB'; null: never.
+    How many sessions may take those SELECTs for a network's steps: as many copies of its
+    checkpoint's tables as fit the var resident_memory, like '2GB'; null: none.
 -#}
-{% macro is_resident(network) -%}
+{% macro resident_sessions(network) -%}
     {%- set config = graph.sources[
         ['source', model.package_name, network, 'config'] | join('.')
     ] -%}
     {%- set memory = dbt_nn.memory_setting('resident_memory') -%}
-    {{ return(memory is not none and run_query(
-        'select ' ~ dbt_nn.checkpoint_bytes(config.schema) ~ ' <= ' ~ memory
+    {%- if memory is none -%}
+        {{ return(0) }}
+    {%- endif -%}
+    {{ return(run_query(
+        'select least(1000, ' ~ memory ~ ' / ' ~ dbt_nn.checkpoint_bytes(config.schema)
+        ~ ')::integer'
     ).rows[0][0]) }}
 {%- endmacro %}
 
