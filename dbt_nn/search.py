@@ -26,7 +26,7 @@ from psycopg2.extras import execute_values
 
 from dbt_nn.cli import checkpoint_option, command
 from dbt_nn.command_line import PROJECT
-from dbt_nn.database import DatabaseError, connect, quoted
+from dbt_nn.database import DatabaseError, connect, quoted, settings
 from dbt_nn.runner import dbt, printable, use_own_schema, write_options
 
 NETWORK = "minilm"
@@ -104,6 +104,13 @@ def nearest(
         return cursor.fetchall()
 
 
+def sessions() -> int:
+    """How many sessions embed: all cores of a server here, else dbt's threads."""
+    chosen = settings()
+    cores = os.cpu_count() if chosen["target"] == "embedded" else None
+    return max(int(chosen["threads"]), cores or 1)
+
+
 def is_embedded(schema: str) -> bool:
     """Whether each paragraph has its vector, so that dbt has nothing to do."""
     with closing(connect()) as connection, connection, connection.cursor() as cursor:
@@ -172,7 +179,7 @@ def main(
         f"{NETWORK}_text": text,
     }
     if (relation or not is_embedded(schema)) and dbt(
-        "run", "--select", NETWORK, variables=variables
+        "run", "--select", NETWORK, "--threads", str(sessions()), variables=variables
     ):
         raise DatabaseError("the texts are not embedded, see above")
     show(nearest(schema, texts, {"key": key, "text": text}, query, n))

@@ -21,8 +21,8 @@
 
     It is what sentence-transformers' encode_query() gives: the checkpoint's prompt
     named query is put before the text, or its default prompt, or `prompt` where that
-    is given. The network's layers compute it, so that they have this text's
-    activations then; another query, or a step of a run, waits meanwhile.
+    is given. The session that asks has layers of its own, temporary tables that its
+    first question makes (session.sql): it waits for no other, nor for a run.
 -#}
 {% macro create_embed_function(results, network) -%}
     {%- set config = dbt_nn.network_source(network, 'config') -%}
@@ -32,7 +32,11 @@
 
     create or replace function {{ dbt_nn.embed_function(results, network) }}(
         text text, prompt text default null
-    ) returns vector language plpgsql set search_path from current as $embed$
+    ) returns vector language plpgsql
+    set search_path from current
+    set max_parallel_workers_per_gather = 0
+    set client_min_messages = warning
+    as $embed$
     #variable_conflict use_column
     declare
         asked constant text := $1;
@@ -42,7 +46,11 @@
         if asked is null then
             return null;
         end if;
-        {{ dbt_nn.wait_for_network(network) }}
+        if to_regclass('pg_temp.' || {{ dbt_nn.literal(adapter.quote(network ~ '_tokens')) }}) is null then
+            {%- for node in dbt_nn.own_relations(network) %}
+            {{ dbt_nn.create_own_table(node) }}
+            {%- endfor %}
+        end if;
         delete from {{ tokens }};
         insert into {{ tokens }} (sequence_id, position, token_id, type_id)
         with options as materialized (
@@ -133,36 +141,4 @@
             dbt_nn.network_source(network, 'config'), 'pad_token_id'
         ) ~ ' + 1' if is_bpe else 0,
     }) }}
-{%- endmacro %}
-
-
-{#- Statements of a function that wait until no other session uses the network's
-    layers, and stop with advice where a run builds them. -#}
-{% macro wait_for_network(network) -%}
-        declare
-            patience constant text := current_setting('lock_timeout');
-        begin
-            if patience = '0' then
-                perform set_config('lock_timeout', '10s', true);
-            end if;
-            perform pg_advisory_xact_lock(
-                hashtext('dbt_nn.lease'), {{ dbt_nn.db_function('lease_key') }}('{{ network }}')
-            );
-            perform set_config('lock_timeout', patience, true);
-        exception when lock_not_available then
-            raise exception '{{ network }} is being run in schema {{ target.schema }}: ask again when '
-                'the run is done, or ask a network of another schema';
-        end;
-        if exists (
-            select from {{ dbt_nn.db_function('network_leases') }} as lease
-            where lease.network = '{{ network }}'
-                and lease.model <> {{ dbt_nn.literal(this.identifier) }}
-                and (
-                    lease.idle_since is null
-                    or lease.idle_since > clock_timestamp() - {{ dbt_nn.lease_gap() }} * interval '1 s'
-                )
-        ) then
-            raise exception '{{ network }} is being built in schema {{ target.schema }}: ask again '
-                'when the run is done, or run it again if it was stopped';
-        end if;
 {%- endmacro %}

@@ -222,6 +222,7 @@
     {%- do dbt_nn.forget_dropped_view() -%}
     {%- do dbt_nn.check_inputs(network) -%}
     {%- set now = modules.datetime.datetime.now(modules.pytz.utc) %}
+    {{ dbt_nn.forget_own_relations(network) }};
     select {{ dbt_nn.db_function('hold_lease') }}(
         '{{ network }}',
         '{{ invocation_id }}',

@@ -111,7 +111,7 @@ def test_networks_run(
         generate(folder, "--name", name)
         assert f"load {folder} --name {name}\n" in capsys.readouterr().out
     flags = ["--project-dir", str(project), "--target-path", str(project / "target")]
-    done = dbt("build", *flags, env={"DBT_NN_SCHEMA": SCHEMA})
+    done = dbt("build", "--threads", "2", *flags, env={"DBT_NN_SCHEMA": SCHEMA})
     assert "WARN=0 ERROR=0 SKIP=0" in done.stdout
     manifest = json.loads((project / "target" / "manifest.json").read_text("utf-8"))
     kinds = [

@@ -236,13 +236,7 @@
                 {%- if node.config.materialized == 'view' -%}
                     {%- do views.append(node) -%}
                 {%- else %}
-            create temporary table {{ adapter.quote(node.alias) }} (
-                like {{ node.relation_name }} including storage including indexes
-            );
-            alter table pg_temp.{{ adapter.quote(node.alias) }} set (
-                toast_tuple_target = 8160
-                {%- if node.config.meta.get('history') == 'replace' %}, fillfactor = 45{% endif %}
-            );
+            {{ dbt_nn.create_own_table(node) }}
                 {%- endif -%}
             {%- endfor %}
             select
@@ -256,6 +250,41 @@
         {%- endcall -%}
         {%- do adapter.commit() -%}
     {%- endfor -%}
+{%- endmacro %}
+
+
+{#- DDL of a temporary table like one of the network's. -#}
+{% macro create_own_table(node) -%}
+            create temporary table {{ adapter.quote(node.alias) }} (
+                like {{ node.relation_name }} including storage including indexes
+            );
+            alter table pg_temp.{{ adapter.quote(node.alias) }} set (
+                toast_tuple_target = 8160
+                {%- if node.config.meta.get('history') == 'replace' %}, fillfactor = 45{% endif %}
+            );
+{%- endmacro %}
+
+
+{#- A statement that drops what a session has of them, if anything: a question to the
+    network, asked in a thread of dbt, leaves its own (embed.sql). -#}
+{% macro forget_own_relations(network) -%}
+    do $body$
+    declare
+        own regclass;
+    begin
+        if to_regclass('pg_temp.' || {{ dbt_nn.literal(adapter.quote(network ~ '_tokens')) }}) is null then
+            return;
+        end if;
+        for own in
+            select class.oid from pg_class as class
+            where class.relnamespace = pg_my_temp_schema()
+                and class.relkind = 'r'
+                and left(class.relname, {{ network | length + 1 }}) = '{{ network }}_'
+        loop
+            execute format('drop table %s', own);
+        end loop;
+    end
+    $body$
 {%- endmacro %}
 
 
