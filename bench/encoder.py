@@ -59,6 +59,7 @@ def embed(project: Project) -> Step:
     def forget() -> None:
         project.execute("truncate {schema}.minilm_embeddings")
         project.execute("update {schema}.minilm_texts set finished_at = null")
+        project.execute("set dbt_nn.batch = ''")
 
     def run() -> None:
         cursor = project.connection.cursor()

@@ -52,6 +52,9 @@ class Project:
         self.connection: Connection = connect(autocommit=True)
         self.seconds: list[Project] = []
         self.execute(f"create schema if not exists {schema}")
+        # a network's functions name its layers and its tokens without their schemas
+        layers = ", ".join(f"{schema}_{name}" for name in ("gpt2", "ddpm", "minilm"))
+        self.execute(f"set search_path = {layers}, {schema}, public")
 
     def __enter__(self) -> Project:
         return self

@@ -67,7 +67,7 @@
         if not exists (
             select
             from ({{ dbt_nn.diffusion_unfinished(network) }}) as unfinished
-            where unfinished.batch = {{ dbt_nn.own_batch() }}
+            where unfinished.batch = coalesce({{ dbt_nn.own_batch() }}, unfinished.batch)
         ) then
             return case when {{ dbt_nn.take_function(denoised) }}() is not null then true end;
         end if;
