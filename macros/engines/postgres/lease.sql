@@ -223,6 +223,7 @@
     {%- do dbt_nn.check_inputs(network) -%}
     {%- set now = modules.datetime.datetime.now(modules.pytz.utc) %}
     {{ dbt_nn.forget_own_relations(network) }};
+    {% if target.threads > 1 %}{{ dbt_nn.give_temporary_buffers() }};{% endif %}
     select {{ dbt_nn.db_function('hold_lease') }}(
         '{{ network }}',
         '{{ invocation_id }}',

@@ -18,7 +18,7 @@ SCHEMA = "test_sessions"
 ENCODER = "small"
 # Some batches of 16 prompts at least, of all kinds, one of them bad.
 KINDS: list[Row] = [
-    {"max_new_tokens": 12, "temperature": 0.9},
+    {"max_new_tokens": 40, "temperature": 0.9},
     {"max_new_tokens": 3},
     {"max_new_tokens": 0, "pooling_mode": "mean"},
     {"choices": [" she", " he", " was not"]},

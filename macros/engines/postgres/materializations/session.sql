@@ -253,6 +253,21 @@
 {%- endmacro %}
 
 
+{#- A statement that gives the session memory for temporary tables, unless it has read
+    one: for the 8 MB that it has by default a layer of a batch is too much. -#}
+{% macro give_temporary_buffers() -%}
+    do $body$
+    begin
+        if pg_size_bytes(current_setting('temp_buffers')) < 64 * 1024 * 1024 then
+            perform set_config('temp_buffers', '64MB', false);
+        end if;
+    exception when invalid_parameter_value then
+        null;
+    end
+    $body$
+{%- endmacro %}
+
+
 {#- DDL of a temporary table like one of the network's. -#}
 {% macro create_own_table(node) -%}
             create temporary table {{ adapter.quote(node.alias) }} (
