@@ -113,7 +113,7 @@
     {%- for step in range(100000) if loop_state.goes_on -%}
         {%- call statement('step', fetch_result=true, auto_begin=true) -%}
             {{ enter }};
-            set local dbt_nn.session = {{ config.meta_get('session') }};
+            set local dbt_nn.session_number = {{ config.meta_get('session') }};
             {#- a worker cannot read another session's temporary tables -#}
             set local max_parallel_workers_per_gather = 0;
             select {{ dbt_nn.step_function(results) }}() as step, {{ dbt_nn.own_batch() }} as batch
@@ -322,7 +322,7 @@
 
 {#- The number of the session, from 1, an expression. -#}
 {% macro session_number() -%}
-coalesce(nullif(current_setting('dbt_nn.session', true), '')::integer, 1)
+coalesce(nullif(current_setting('dbt_nn.session_number', true), '')::integer, 1)
 {%- endmacro %}
 
 
