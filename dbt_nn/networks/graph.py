@@ -591,8 +591,8 @@ class Network:
                     f"session_{number}",
                     frontier,
                     f"Session {number} of the loop: with `--threads {number}` or more, "
-                    "it makes batches beside the model that owns the loop. It makes no "
-                    "relation.",
+                    "it makes batches beside the model that owns the loop. Its "
+                    "relation is a view of what the network computes now.",
                     {
                         "materialized": "session",
                         "meta": {"network": self.name, "session": number},

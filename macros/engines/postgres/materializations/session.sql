@@ -16,13 +16,22 @@
 
     A batch is taken by an advisory lock of the session, which ends with it.
 
-    The model's SELECT is its frontier. It makes no relation.
+    The model's SELECT is the frontier, what a session computes now. In the schema it is a
+    view of the network's own: other commands (dbt clone) look for a relation.
 
     meta: network, family and place as for a layer; session, its number, from 2
 -#}
 {% materialization session, adapter='postgres' %}
     {%- set network = config.meta_get('network') -%}
+    {%- set relation = this.incorporate(type='view') -%}
     {%- set made = {'batches': 0, 'steps': 0} -%}
+    {{ drop_relation_if_exists(load_cached_relation(this)) }}
+    {%- call statement('view', auto_begin=true) -%}
+        {{ create_view_as(relation, sql) }}
+    {%- endcall -%}
+    {%- do persist_docs(relation, model) -%}
+    {%- do apply_grants(relation, config.get('grants'), should_revoke=false) -%}
+    {{ adapter.commit() }}
     {%- if config.meta_get('session') <= dbt_nn.sessions(network) -%}
         {{ run_hooks(pre_hooks) }}
         {%- if config.meta_get('session') <= dbt_nn.opened_sessions(network) -%}
@@ -37,7 +46,7 @@
         code='SESSION',
         rows_affected=made.batches,
     ) -%}
-    {{ return({'relations': []}) }}
+    {{ return({'relations': [relation]}) }}
 {% endmaterialization %}
 
 
