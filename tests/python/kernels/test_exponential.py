@@ -38,7 +38,7 @@ def test_the_error_is_that_of_float32_and_the_squarings(
     assert bound / 2**squarings <= 0.25
     exponential = macros.vector_exp(
         f"%s::vector * {macros.broadcast(f'1 / 2.0 ^ {squarings}', '1001')}",
-        macros.exp_coefficients("2000"),
+        macros.exp_coefficients("1001"),
         str(squarings),
     )
     cursor.execute(f"select {exponential}::real[]", (str(x.tolist()),))

@@ -556,8 +556,8 @@ MUTATIONS = [
     Mutation(
         "spatial attention without its scale",
         "engines/postgres/fast/spatial_attention.sql",
-        " / sqrt(memory.size)",
-        "",
+        "'1 / sqrt(shape.size)'",
+        "'1'",
         "spatial_attention_of_two_heads",
     ),
     Mutation(
@@ -570,15 +570,15 @@ MUTATIONS = [
     Mutation(
         "one head for all",
         "engines/postgres/fast/spatial_attention.sql",
-        "coalesce({{ head_size }}, images.n)",
-        "images.n",
+        "coalesce({{ head_size }}, n)",
+        "n",
         "spatial_attention_of_two_heads",
     ),
     Mutation(
         "keys that are not skewed",
         "engines/postgres/fast/spatial_attention.sql",
-        "(j + keys.place) %",
-        "j %",
+        "feature.i + images.size - 1 - j)",
+        "feature.i + images.size - 1)",
         "spatial_attention_of_two_heads",
     ),
     Mutation(
@@ -591,8 +591,8 @@ MUTATIONS = [
     Mutation(
         "products that underflow",
         "engines/postgres/fast/exponential.sql",
-        "case when abs({{ x }}) > 1e-15 then {{ x }} else 0 end",
-        "{{ x }}",
+        "({{ x }} + {{ tiny }} - {{ tiny }})",
+        "({{ x }})",
         "spatial_attention_of_tiny_numbers",
         status="error",
     ),
@@ -606,8 +606,8 @@ MUTATIONS = [
     Mutation(
         "keys of another image",
         "engines/postgres/fast/spatial_attention.sql",
-        "                where v.image_id = heads.image_id\n",
-        "",
+        "    inner join value_features using (image_id)\n",
+        "    cross join (select x from value_features limit 1) as value_features\n",
         "spatial_attention_of_zeros_is_the_mean",
         status="error",  # more weights than values
     ),

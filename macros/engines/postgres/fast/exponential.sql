@@ -5,7 +5,7 @@
     error is about 2^s times that of a float32.
 
     x              vector(n), already divided by 2^s
-    coefficients   exp_coefficients(), made once for many x of up to its n
+    coefficients   exp_coefficients() of the length of x, made once for many x
     squarings      s, made by exp_squarings()
     -> vector(n)
 -#}
@@ -14,11 +14,14 @@
 {%- endmacro %}
 
 
-{#- 1/6!, 1/5!, ... 1/0! as vectors(n): an array. -#}
+{#- 1/6!, 1/5!, ... 1/0!, each n times, side by side: a vector(7 n). An array of vectors
+    would be copied at each call. -#}
 {% macro exp_coefficients(n) -%}
-    array(
-        select {{ dbt_nn.repeated('1 / factorial(term)', n) }}
-        from generate_series(6, 0, -1) as term
+    (
+        select {{ dbt_nn.db_function('vector_concat') }}(
+            {{ dbt_nn.repeated('1 / factorial(term)', n) }} order by term desc
+        )
+        from generate_series(0, 6) as term
     )
 {%- endmacro %}
 
@@ -34,13 +37,6 @@
         end
         from (select {{ bound }} as x) as bound
     )
-{%- endmacro %}
-
-
-{#- A number, or 0 where it is so near to that that pgvector's product of two
-    such would underflow, which it takes for an error. -#}
-{% macro without_tiny(x) -%}
-    case when abs({{ x }}) > 1e-15 then {{ x }} else 0 end
 {%- endmacro %}
 
 

@@ -49,9 +49,13 @@
         x vector, length integer
     ) returns vector language plpgsql immutable strict parallel safe as $body$
     begin
-        while vector_dims(x) * 2 <= length loop
-            x := x || x;
+        {# a round of this loop takes longer than a short vector's copies #}
+        while vector_dims(x) * 4 <= length loop
+            x := x || x || x || x;
         end loop;
+        if vector_dims(x) * 2 <= length then
+            x := x || x;
+        end if;
         if vector_dims(x) < length then
             x := x || subvector(x, 1, length - vector_dims(x));
         end if;
@@ -59,14 +63,40 @@
     end
     $body$;
 
-    {# The sum of a vector's slices, side by side and all of one length. #}
-    create or replace function {{ dbt_nn.db_function('sum_slices') }} (
-        x vector, slices integer
+    {#
+        The inner products of a query with keys that lie skewed, see
+        spatial_attention.sql: the query again and again times the keys, whose slices
+        are added; halves while they have as many. One function, since a call and a
+        round of its loops take longer than what they do to a short vector.
+    #}
+    create or replace function {{ dbt_nn.db_function('skewed_products') }} (
+        query vector, keys vector, slices integer
     ) returns vector language plpgsql immutable strict parallel safe as $body$
     declare
-        length constant integer := vector_dims(x) / slices;
-        total vector := subvector(x, 1, length);
+        length integer := vector_dims(keys);
+        x vector := query;
+        total vector;
     begin
+        while vector_dims(x) * 4 <= length loop
+            x := x || x || x || x;
+        end loop;
+        while vector_dims(x) * 2 <= length loop
+            x := x || x;
+        end loop;
+        if vector_dims(x) < length then
+            x := x || subvector(x, 1, length - vector_dims(x));
+        end if;
+        x := x * keys;
+        while slices % 2 = 0 loop
+            slices := slices / 2;
+            length := length / 2;
+            x := subvector(x, 1, length) + subvector(x, length + 1, length);
+        end loop;
+        if slices = 1 then
+            return x;
+        end if;
+        length := length / slices;
+        total := subvector(x, 1, length);
         for i in 1..slices - 1 loop
             total := total + subvector(x, i * length + 1, length);
         end loop;
@@ -76,15 +106,15 @@
 
     {# See vector_exp() in exponential.sql. #}
     create or replace function {{ dbt_nn.db_function('vector_exp') }} (
-        x vector, coefficients vector[], squarings integer
+        x vector, coefficients vector, squarings integer
     ) returns vector language plpgsql immutable strict parallel safe as $body$
     declare
         n constant integer := vector_dims(x);
-        e vector := subvector(coefficients[1], 1, n);
+        e vector := {{ '(' * 5 }}subvector(coefficients, 1, n)
+            {%- for i in range(1, 7) %}
+            * x + subvector(coefficients, {{ i }} * n + 1, n){{ ')' if not loop.last }}
+            {%- endfor %};
     begin
-        for i in 2..cardinality(coefficients) loop
-            e := e * x + subvector(coefficients[i], 1, n);
-        end loop;
         for i in 1..squarings loop
             e := e * e;
         end loop;
