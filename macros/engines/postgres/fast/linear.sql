@@ -170,7 +170,7 @@ with products as (
     {{ products | indent }}
 ),
 
-sums as {{ 'materialized ' if as == 'array' }}(
+sums as (
     select
         {{ dbt_nn.place('products') }},
         products.block,
@@ -180,17 +180,21 @@ sums as {{ 'materialized ' if as == 'array' }}(
 )
 
 {% if as == 'array' -%}
+{# 32 blocks at a time as a vector, which may have 16,000 numbers #}
 select
-    {{ dbt_nn.place('whole') }},
-    array(
-        select unnest(sums.outputs::real[])
-        from sums
-        where ({{ dbt_nn.place('sums') }}) = ({{ dbt_nn.place('whole') }})
-        order by sums.block
+    {{ dbt_nn.place('part') }},
+    {{ dbt_nn.db_function('array_concat') }}(
+        part.outputs::real[] order by part.number
     ) as activation
 from (
-    select distinct {{ dbt_nn.place('sums') }} from sums
-) as whole
+    select
+        {{ dbt_nn.place('sums') }},
+        sums.block / 32 as number,
+        {{ dbt_nn.db_function('vector_concat') }}(sums.outputs order by sums.block) as outputs
+    from sums
+    group by {{ dbt_nn.place('sums') }}, sums.block / 32
+) as part
+group by {{ dbt_nn.place('part') }}
 {%- else -%}
 select
     {{ dbt_nn.place('sums') }},
