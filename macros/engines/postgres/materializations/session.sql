@@ -116,6 +116,10 @@
     ) -%}
     {%- do dbt_nn.create_own_relations(network, frontier) -%}
     {%- set enter = dbt_nn.enter_network(network) -%}
+    {%- call statement('begin', auto_begin=true) -%}
+        {{ dbt_nn.take_no_batch() }}
+    {%- endcall -%}
+    {%- do adapter.commit() -%}
     {#- Jinja's loops end at 100,000 -#}
     {%- set loop_state = {'goes_on': true} -%}
     {%- for round in range(100000) if loop_state.goes_on -%}
@@ -342,6 +346,15 @@ nullif(current_setting('dbt_nn.batch', true), '')::integer
 {%- endmacro %}
 
 
+{#- A statement: the session has no batch. Without it, one that has taken none has the
+    first that is not finished, as where no loop runs. -#}
+{% macro take_no_batch() -%}
+    select
+        set_config('dbt_nn.batch', '0', false) as batch,
+        set_config('dbt_nn.batch_before', '', false) as batch_before
+{%- endmacro %}
+
+
 {#- Locks of the batches that the session has, or had before: statements of a SELECT
     list. They are let go once their end is committed. -#}
 {% macro let_batches_go(network) -%}
@@ -423,8 +436,7 @@ hashtext({{ dbt_nn.literal('dbt_nn.batch.' ~ target.schema ~ '.' ~ network) }})
             perform set_config('dbt_nn.batch', '', false);
             perform {{ dbt_nn.take_function(relation) }}();
         else
-            {# no batch, and not the first one, which own_batch() is where none is taken #}
-            perform set_config('dbt_nn.batch', '0', false);
+            perform * from ({{ dbt_nn.take_no_batch() }}) as none;
         end if;
         update {{ dbt_nn.db_function('network_leases') }} as lease
         set sessions = working
