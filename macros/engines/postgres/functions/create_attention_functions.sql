@@ -17,6 +17,7 @@
                                         value_blocks()[0] positions
 -#}
 {% macro create_attention_functions() -%}
+    {{ dbt_nn.drop_of_another_type('key_products', 'vector[], vector', 'vector') }}
     create or replace function {{ dbt_nn.db_function('key_products') }} (
         keys vector[], query vector
     ) returns vector language sql immutable parallel safe as $body$

@@ -192,6 +192,24 @@
 {%- endmacro %}
 
 
+{#- A statement that drops a function which an older version of the package made with
+    another type of result: `create or replace` keeps the type. -#}
+{% macro drop_of_another_type(name, arguments, type) -%}
+    {%- set signature = dbt_nn.db_function(name) ~ '(' ~ arguments ~ ')' -%}
+    do $body$
+    begin
+        if exists (
+            select from pg_proc
+            where oid = to_regprocedure({{ dbt_nn.literal(signature) }})
+                and prorettype <> {{ dbt_nn.literal(type) }}::regtype
+        ) then
+            drop function {{ signature }};
+        end if;
+    end
+    $body$;
+{%- endmacro %}
+
+
 {#- Whether the command compiles calls of the functions into something new. -#}
 {% macro calls_functions() -%}
     {%- set unit_tests = [] -%}
