@@ -176,19 +176,22 @@ from (
             ) as activation
         from (
             {# `weight` is computed once for all products #}
-            {{ dbt_nn.blocks_of_values(
-                weights, blocks, long, '0', places ~ ' / ' ~ long
-            ) | indent(12) }}
+            select both_lengths.*
+            from (
+                {{ dbt_nn.blocks_of_values(
+                    weights, blocks, long, '0', places ~ ' / ' ~ long
+                ) | indent(16) }}
 
-            union all
+                union all
 
-            {{ dbt_nn.blocks_of_values(
-                weights,
-                blocks,
-                short,
-                places ~ ' / ' ~ long ~ ' * ' ~ long // short,
-                places ~ ' / ' ~ short
-            ) | indent(12) }}
+                {{ dbt_nn.blocks_of_values(
+                    weights,
+                    blocks,
+                    short,
+                    places ~ ' / ' ~ long ~ ' * ' ~ long // short,
+                    places ~ ' / ' ~ short
+                ) | indent(16) }}
+            ) as both_lengths
             offset 0
         ) as v
         group by v.part
