@@ -114,6 +114,7 @@ def test_without_sessions(text: Gpt2) -> None:
     assert len(text.completions()) == 40
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["session", "owner"])
 def test_killed(text: Gpt2, tmp_path: Path, victim: str) -> None:
     """Who is left makes the batch of a session that ends; the next run all others."""
