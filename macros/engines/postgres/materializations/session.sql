@@ -24,7 +24,7 @@
 {% materialization session, adapter='postgres' %}
     {%- set network = config.meta_get('network') -%}
     {%- set relation = this.incorporate(type='view') -%}
-    {%- set made = {'batches': 0, 'steps': 0} -%}
+    {%- set made = {'batches': 0} -%}
     {{ drop_relation_if_exists(load_cached_relation(this)) }}
     {%- call statement('view', auto_begin=true) -%}
         {{ create_view_as(relation, sql) }}
@@ -107,7 +107,7 @@
     Takes batch after batch, and makes all steps of each.
 
     frontier   the model's SELECT
-    made       counts the batches and the steps
+    made       counts the batches
 -#}
 {% macro make_batches(network, frontier, made) -%}
     {%- set owner = dbt_nn.loop_owner(network) -%}
@@ -134,12 +134,9 @@
         {%- do adapter.commit() -%}
         {%- set row = load_result('step').table.rows[0] -%}
         {%- do loop_state.update(goes_on=row['step']) -%}
-        {%- if row['step'] -%}
-            {%- do made.update(steps=made.steps + 1) -%}
-            {%- if row['batch'] != loop_state.batch -%}
-                {%- do loop_state.update(batch=row['batch']) -%}
-                {%- do made.update(batches=made.batches + 1) -%}
-            {%- endif -%}
+        {%- if row['step'] and row['batch'] != loop_state.batch -%}
+            {%- do loop_state.update(batch=row['batch']) -%}
+            {%- do made.update(batches=made.batches + 1) -%}
         {%- endif -%}
     {%- endfor -%}
     {%- endfor -%}
@@ -355,8 +352,8 @@ nullif(current_setting('dbt_nn.batch', true), '')::integer
 {%- endmacro %}
 
 
-{#- Locks of the batches that the session has, or had before: statements of a SELECT
-    list. They are let go once their end is committed. -#}
+{#- A statement that unlocks the batches that the session has, or had before: once
+    their end is committed. -#}
 {% macro let_batches_go(network) -%}
     select
         pg_advisory_unlock(batch.key, batch.number),
