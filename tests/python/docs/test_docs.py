@@ -102,6 +102,20 @@ def is_drawn(name: str) -> bool:
     return name.startswith(("model.", "seed.", "source."))
 
 
+def is_session(node: dict[str, Any]) -> bool:
+    """One more session that makes steps: not a part of the network."""
+    return node.get("config", {}).get("materialized") == "session"
+
+
+def models_of(manifest: dict[str, Any], network: str) -> set[str]:
+    """What the map of a network shows."""
+    return {
+        name
+        for name, node in manifest["nodes"].items()
+        if name.startswith(f"model.dbt_nn.{network}_") and not is_session(node)
+    }
+
+
 # --- Tests --------------------------------------------------------------------
 
 
@@ -160,7 +174,7 @@ def test_columns_are_described(site: Site, manifest: dict[str, Any]) -> None:
     described = {
         name: {column["name"]: column["data_type"] for column in columns.values()}
         for name, node in {**manifest["nodes"], **manifest["sources"]}.items()
-        if is_drawn(name)
+        if is_drawn(name) and not is_session(node)
         for columns in [node["columns"]]
     }
     assert [name for name, columns in described.items() if not columns] == []
@@ -206,8 +220,7 @@ def test_overview(
     for network in ("gpt2", "ddpm"):
         expected = {
             (parent, name)
-            for name in manifest["nodes"]
-            if name.startswith(f"model.dbt_nn.{network}_")
+            for name in models_of(manifest, network)
             for parent in manifest["parent_map"][name]
         }
         assert len(expected) > 200
@@ -245,11 +258,7 @@ def test_map(
     start = "../static_index.html#!/"
     assert all(address.startswith(start) for address in links)
     boxes = [a.split("/")[-1] for a in links if a.startswith(f"{start}model/")]
-    assert sorted(boxes) == sorted(
-        name
-        for name in manifest["nodes"]
-        if name.startswith(f"model.dbt_nn.{network}_")
-    )
+    assert sorted(boxes) == sorted(models_of(manifest, network))
 
     browser.evaluate(
         "document.querySelectorAll('a.box')[9]"

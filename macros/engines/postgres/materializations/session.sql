@@ -24,15 +24,21 @@
 {% materialization session, adapter='postgres' %}
     {%- set network = config.meta_get('network') -%}
     {%- set relation = this.incorporate(type='view') -%}
+    {%- set existing = load_cached_relation(this) -%}
     {%- set made = {'batches': 0} -%}
-    {{ drop_relation_if_exists(load_cached_relation(this)) }}
-    {%- call statement('view', auto_begin=true) -%}
-        {{ create_view_as(relation, sql) }}
-    {%- endcall -%}
-    {%- do persist_docs(relation, model) -%}
-    {%- do apply_grants(relation, config.get('grants'), should_revoke=false) -%}
-    {{ adapter.commit() }}
-    {%- if config.meta_get('session') <= dbt_nn.sessions(network) -%}
+    {%- set works = config.meta_get('session') <= dbt_nn.sessions(network) -%}
+    {#- One without work asks the server for nothing: after a crash each would try
+        again to connect, for as long as the profile's retries say. -#}
+    {%- if works or not existing or should_full_refresh() -%}
+        {{ drop_relation_if_exists(existing) }}
+        {%- call statement('view', auto_begin=true) -%}
+            {{ create_view_as(relation, sql) }}
+        {%- endcall -%}
+        {%- do persist_docs(relation, model) -%}
+        {%- do apply_grants(relation, config.get('grants'), should_revoke=false) -%}
+        {{ adapter.commit() }}
+    {%- endif -%}
+    {%- if works -%}
         {{ run_hooks(pre_hooks) }}
         {%- if config.meta_get('session') <= dbt_nn.opened_sessions(network) -%}
             {%- do dbt_nn.make_batches(network, sql, made) -%}
