@@ -8,9 +8,11 @@ The first argument is a folder, or a name on the Hugging Face Hub. The command m
 models/bge in your dbt project: one model for each layer, named after the layer's path
 in the checkpoint's state_dict, their YAML, the sources (the tensors), and the models at
 the network's two ends (prompts and tokens, completions; texts, vectors; noise, images).
-The files of a folder depend on nothing but the layers and their wiring, so that every
-checkpoint with the same layers runs on the same folder: a var picks it. A picture of
-the network, for the docs site, is in assets.
+What looks inside the network is in a folder beside it, models/bge_insight, which a run
+of the network does not build: dbt run --select bge_insight does. The files of a folder
+depend on nothing but the layers and their wiring, so that every checkpoint with the
+same layers runs on the same folder: a var picks it. A picture of the network, for the
+docs site, is in assets.
 
 The files are generated, and the next call replaces them: do not change them. `--check`
 writes nothing and fails if a folder is not what the command would write.
@@ -33,7 +35,7 @@ from dbt_nn.cli import command
 from dbt_nn.command_line import PROJECT, ExpectedError, shown_command, user_project
 from dbt_nn.database import project_settings
 from dbt_nn.hub import fetch
-from dbt_nn.networks.graph import SESSIONS, Network
+from dbt_nn.networks.graph import INSIGHT, SESSIONS, Network
 from dbt_nn.networks.map import draw_map
 
 # What a layer's function adds to its name, at least.
@@ -97,16 +99,27 @@ def generate(source: Path, name: str, *, is_ours: bool = True) -> dict[str, str]
 
 def render(network: Network, *, is_ours: bool) -> dict[str, str]:
     """The same of a network that is described."""
+    return network.render(*configuration(network.name, is_ours=is_ours))
+
+
+def render_insight(network: Network, *, is_ours: bool) -> dict[str, str]:
+    """The files of the folder beside it, of what looks inside the network."""
+    folder = f"{network.name}_{INSIGHT}"
+    return network.insight_files(*configuration(folder, is_ours=is_ours))
+
+
+def configuration(folder: str, *, is_ours: bool) -> tuple[dict, dict]:
+    """What a folder of models has from dbt_project.yml, and what its YAML repeats."""
     text = (PROJECT / "dbt_project.yml").read_text(encoding="utf-8")
     configured = yaml.safe_load(text)["models"]["dbt_nn"]
     if is_ours:
-        return network.render(configured.get(network.name, {}))
+        return configured.get(folder, {}), {}
     shared = {
         key.removeprefix("+").replace("-", "_"): value
         for key, value in configured.items()
         if key.startswith("+")
     }
-    return network.render({}, shared)
+    return {}, shared
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,7 @@ class Target:
 
     Attributes:
         models: the folder of its models.
+        insight: that of the models that look inside it.
         picture: the file of its map.
         is_ours: whether they are of dbt_nn itself.
         shows_pictures: whether the project's docs site takes pictures from there.
@@ -122,6 +136,7 @@ class Target:
     """
 
     models: Path
+    insight: Path
     picture: Path
     is_ours: bool
     shows_pictures: bool
@@ -137,6 +152,7 @@ def find_target(name: str) -> Target:
     assets = _first(settings.get("asset-paths"), "assets")
     return Target(
         models=project / models / name,
+        insight=project / models / f"{name}_{INSIGHT}",
         picture=project / assets / f"{name}.svg",
         is_ours=is_ours,
         shows_pictures=bool(settings.get("asset-paths")),
@@ -158,14 +174,8 @@ def existing_files(folder: Path) -> dict[str, str]:
 
 def write(folder: Path, files: dict[str, str]) -> None:
     """Make the folder hold exactly these files, but only if all others are ours."""
-    found = existing_files(folder)
-    others = [name for name, text in found.items() if not re.search(GENERATED, text)]
-    if others:
-        raise NetworkError(
-            f"{folder} has files that were not generated, {', '.join(others[:5])}: "
-            "move them out of the way"
-        )
-    for relative in found.keys() - files.keys():
+    refuse_others(folder)
+    for relative in existing_files(folder).keys() - files.keys():
         (folder / relative).unlink()
         with contextlib.suppress(OSError):  # its folder has other files
             (folder / relative).parent.rmdir()
@@ -175,17 +185,37 @@ def write(folder: Path, files: dict[str, str]) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def check_files(target: Target, files: dict[str, str], drawn: str) -> None:
-    """Raise an error if the project's files are others."""
-    found, picture = existing_files(target.models), target.picture
+def refuse_others(folder: Path) -> None:
+    """Raise an error if the folder has models that were not generated."""
+    found = existing_files(folder)
+    others = [name for name, text in found.items() if not re.search(GENERATED, text)]
+    if others:
+        raise NetworkError(
+            f"{folder} has files that were not generated, {', '.join(others[:5])}: "
+            "move them out of the way"
+        )
+
+
+def check_files(target: Target, written: dict[Path, dict], drawn: str) -> None:
+    """Raise an error if the project's files are others.
+
+    Args:
+        target: where they are.
+        written: what each folder is to have.
+        drawn: the map.
+
+    """
+    picture = target.picture
     if not picture.is_file() or picture.read_text(encoding="utf-8") != drawn:
         raise NetworkError(f"{picture} differs from the generator")
-    stale = sorted(k for k in files | found if files.get(k) != found.get(k))
-    if stale:
-        raise NetworkError(
-            f"{len(stale)} files in {target.models} differ from the generator, "
-            f"the first: {stale[0]}"
-        )
+    for folder, files in written.items():
+        found = existing_files(folder)
+        stale = sorted(k for k in files | found if files.get(k) != found.get(k))
+        if stale:
+            raise NetworkError(
+                f"{len(stale)} files in {folder} differ from the generator, "
+                f"the first: {stale[0]}"
+            )
 
 
 def next_steps(source: Path, network: Network, target: Target) -> Iterator[str]:
@@ -221,14 +251,23 @@ def main(source: Path, name: str, sessions: int, check: bool) -> None:
     """Carry out the command line."""
     target = find_target(name)
     network = describe(source, name, sessions)
-    files = render(network, is_ours=target.is_ours)
+    written = {
+        target.models: render(network, is_ours=target.is_ours),
+        target.insight: render_insight(network, is_ours=target.is_ours),
+    }
     drawn = draw_map(network)
     if check:
-        check_files(target, files, drawn)
+        check_files(target, written, drawn)
         return
-    write(target.models, files)
+    for folder in written:
+        refuse_others(folder)
+    for folder, files in written.items():
+        write(folder, files)
     target.picture.parent.mkdir(exist_ok=True)
     target.picture.write_text(drawn, encoding="utf-8")
-    print(f"{target.models}: {len(files)} files, and their map, {target.picture}")
+    for folder, files in written.items():
+        if files:
+            print(f"{folder}: {len(files)} files")
+    print(f"{target.picture}: their map")
     if not target.is_ours:
         print("\n".join(next_steps(source, network, target)))

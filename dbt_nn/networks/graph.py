@@ -15,7 +15,7 @@ A description is a page in this folder, and an entry in NETWORKS, see __init__.p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -40,6 +40,7 @@ NODE_COLORS = {
     r"(cat|interpolate)$": "#7f8c8d",
     r"": "#0094b3",  # the ends: prompts and tokens, completions
 }
+INSIGHT_COLOR = "#16a085"  # of what looks inside
 
 
 # --- What a description names -------------------------------------------------
@@ -189,6 +190,7 @@ class Drawn:
 
 
 LAYERS = Part("", "layers")  # those of no block
+INSIGHT = "insight"  # the folder and the tag of what looks inside a network
 SESSIONS = 8  # that may work on the batches of a network, at most
 
 
@@ -555,7 +557,10 @@ class Network:
         A note is a comment above its SQL; the network's map has those that are drawn.
         """
         name, part = self.model_name(path), self._part
-        color = next(c for kind, c in NODE_COLORS.items() if re.search(kind, path))
+        if part.folder == INSIGHT:
+            color = INSIGHT_COLOR
+        else:
+            color = next(c for kind, c in NODE_COLORS.items() if re.search(kind, path))
         config = config | {"docs": {**config.get("docs", {}), "node_color": color}}
         if part.tag:
             config["tags"] = [part.tag]
@@ -604,6 +609,12 @@ class Network:
                     drawn=False,
                 )
 
+    @contextmanager
+    def insight(self) -> Iterator[None]:
+        """Models named meanwhile look inside the network, see insight_files()."""
+        with self.part(INSIGHT):
+            yield
+
     def render(
         self, defaults: dict[str, Any], shared: dict[str, Any] | None = None
     ) -> dict[str, str]:
@@ -634,19 +645,51 @@ class Network:
                 }
             ],
         }
-        models = {
-            "version": 2,
-            "models": [
-                with_shared(
-                    own_config(model, inherited(defaults, folder)), shared or {}
-                )
-                for folder, model in self.models.values()
-            ],
-        }
-        return self.files | {
+        models = [model for model in self.models.values() if model[0] != INSIGHT]
+        files = {path: text for path, text in self.files.items() if not looks_in(path)}
+        return files | {
             f"_{self.name}__sources.yml": to_yaml(sources),
-            f"_{self.name}__models.yml": to_yaml(models),
+            f"_{self.name}__models.yml": models_yaml(models, defaults, shared),
         }
+
+    def insight_files(
+        self, defaults: dict[str, Any], shared: dict[str, Any] | None = None
+    ) -> dict[str, str]:
+        """The files of its folder beside the network's, by the same arguments.
+
+        A run of the network does not build what looks inside it, so that it is in a
+        folder of its own, which dbt selects by its name.
+        """
+        models = [
+            ("", model) for folder, model in self.models.values() if folder == INSIGHT
+        ]
+        if not models:
+            return {}
+        files = {
+            path.removeprefix(f"{INSIGHT}/"): text
+            for path, text in self.files.items()
+            if looks_in(path)
+        }
+        name = f"_{self.name}_{INSIGHT}__models.yml"
+        return files | {name: models_yaml(models, defaults, shared)}
+
+
+def looks_in(path: str) -> bool:
+    """Whether a file is of the folder of what looks inside the network."""
+    return path.startswith(f"{INSIGHT}/")
+
+
+def models_yaml(
+    models: Iterable[tuple[str, dict]],
+    defaults: dict[str, Any],
+    shared: dict[str, Any] | None,
+) -> str:
+    """The YAML of models, each with its folder."""
+    content = [
+        with_shared(own_config(model, inherited(defaults, folder)), shared or {})
+        for folder, model in models
+    ]
+    return to_yaml({"version": 2, "models": content})
 
 
 HOOKS = ("pre_hook", "post_hook")

@@ -40,6 +40,7 @@ LEGEND = {
     "#9b59b6": "MLP, convolution",
     "#7f8c8d": "joined, resized",
     "#0094b3": "input, output",
+    "#16a085": "insight",
 }
 NEXT = "next step"
 # Opened as a file, the site is dbt's static page.
@@ -51,7 +52,7 @@ if (location.protocol === "file:")
   }
 </script>"""
 # a box's text is white on these, dark on the others
-DARK = ("#3498db", "#9b59b6", "#7f8c8d", "#0094b3")
+DARK = ("#3498db", "#9b59b6", "#7f8c8d", "#0094b3", "#16a085")
 STYLE = f"""<style>
 text {{ font: {FONT}px Helvetica, Arial, "DejaVu Sans", sans-serif; fill: #2c3e50; }}
 .box text {{ fill: #17202a; text-anchor: middle; }}
