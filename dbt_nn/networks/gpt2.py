@@ -16,12 +16,13 @@ from dbt_nn.checkpoint.tensors import same
 from dbt_nn.networks.config import MAX_VECTOR, Config, whole
 from dbt_nn.networks.graph import (
     Layer,
+    Source,
     call,
     input_of,
     output_of,
 )
 from dbt_nn.networks.modules import Alias, Matrix
-from dbt_nn.networks.text import TextNetwork
+from dbt_nn.networks.text import Block, Decoder, TextNetwork, add_insight
 
 # The names that transformers has for every network, which the macros ask for, and
 # GPT-2's own: the attribute_map of transformers' GPT2Config.
@@ -82,13 +83,14 @@ class GPT2(TextNetwork):
 
     def forward(self) -> None:
         tokens = self.begin()
-        x = self.embedding(tokens)  # [places, n_embd]
+        embedding = x = self.embedding(tokens)  # [places, n_embd]
         for n in range(self.config.n_layer):
             with self.part(f"h.{n}", f"layers/h_{n:02}", f"block_{n}"):
                 x = self.block(f"h.{n}", x)  # [places, n_embd]
         x = self.layer_norm("ln_f", x)  # [places, n_embd]
         head, logits = self.lm_head(x, self.head())  # [sequences, vocab_size]
         self.end(x, head, logits)
+        add_insight(self, self.decoder(embedding, x, head))
 
     def embedding(self, tokens: Layer) -> Layer:
         """[places] -> [places, n_embd]."""
@@ -131,6 +133,20 @@ class GPT2(TextNetwork):
             output_of(self.module(h)),
             residual=x,
         )
+
+    def decoder(self, embedding: Layer, hidden: Layer, head: Source) -> Decoder:
+        """What is looked at inside."""
+        blocks = [
+            Block(
+                *(self.ref(f"h.{n}.attn.c_attn.{letter}") for letter in "qkv"),
+                heads=self.ref(f"h.{n}.attn"),
+                projection=self.source(f"h.{n}.attn.c_proj"),
+                middle=self.ref(f"h.{n}.attn.c_proj"),
+                after=self.ref(f"h.{n}.mlp.c_proj"),
+            )
+            for n in range(self.config.n_layer)
+        ]
+        return Decoder(embedding, blocks, self.source("ln_f"), hidden, head)
 
     def attention(self, path: str, x: Layer) -> Layer:
         """GPT2Attention without its c_proj, [places, n_embd] -> the same."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from html import escape
 from urllib.parse import quote
 
-from dbt_nn.networks.graph import Drawn, Network, Part
+from dbt_nn.networks.graph import INSIGHT, Drawn, Network, Part
 
 # points
 FONT = 11
@@ -338,6 +338,8 @@ class Map:
             return
         words = f'<text class="name" x="{x:.0f}" y="{y:.0f}">{part.path}</text>'
         of_all = ",".join([self.network.name, f"tag:{part.tag}"])
+        if part.tag == INSIGHT:  # a folder of its own
+            of_all = f"{self.network.name}_{INSIGHT}"
         title = f"Lineage of {part.path}: dbt ls --select {of_all}"
         self.lines.append(link(lineage(of_all), title, words))
 

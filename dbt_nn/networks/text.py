@@ -11,6 +11,9 @@ the network computes now. `end` names what comes after them, with the loop.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from dbt_nn.networks.graph import (
     PARAMETER_COLUMNS,
     POSITION,
@@ -426,6 +429,144 @@ def add_embeddings(net: Network, pooling: Layer, tokens: Layer) -> None:
     )
 
 
+# --- Inside -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is looked at in a block of a decoder.
+
+    Attributes:
+        query: [places, width], the queries of all heads.
+        key: likewise.
+        value: likewise.
+        heads: what attention gives, the heads side by side.
+        projection: the weights that bring it to the residual stream.
+        middle: the residual stream after attention.
+        after: the residual stream after the MLP.
+
+    """
+
+    query: Layer
+    key: Layer
+    value: Layer
+    heads: Layer
+    projection: Source
+    middle: Layer
+    after: Layer
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What is looked at in a network of such blocks.
+
+    Attributes:
+        embedding: [places, width], the residual stream before the first block.
+        blocks: in their order.
+        norm: the weights of the last layer norm.
+        hidden: what it gives, [places, width].
+        head: the weights that make logits of that.
+
+    """
+
+    embedding: Layer
+    blocks: list[Block]
+    norm: Source
+    hidden: Layer
+    head: Source
+
+    @property
+    def stream(self) -> list[Layer]:
+        """The residual stream, before the first block and twice in each."""
+        return [
+            self.embedding,
+            *(layer for block in self.blocks for layer in (block.middle, block.after)),
+        ]
+
+
+def add_insight(net: Network, decoder: Decoder) -> None:
+    """What looks inside: relations that are built when they are selected."""
+    with net.insight():
+        tokens = add_insight_tokens(net, decoder)
+        lens = add_logit_lens(net, decoder, tokens)
+        add_surprise(net, tokens, lens)
+
+
+def insight_options(net: Network) -> str:
+    """Jinja for the options of what looks inside."""
+    return net.var("insight", "{}")
+
+
+def insight_config(net: Network, *place: str) -> dict:
+    """A table; its place is that of the kernels that it calls."""
+    meta: dict = {"network": net.name}
+    if place:
+        meta |= {"place": [*place], "history": "replace"}
+    return {"materialized": "table", "meta": meta}
+
+
+def add_insight_tokens(net: Network, decoder: Decoder) -> Layer:
+    """The places that are looked at."""
+    return net.model(
+        "insight_tokens",
+        call(
+            "text_insight_tokens",
+            net.ref("tokens"),
+            decoder.hidden,
+            net.ref("prompts"),
+            net.ref("completion_tokens"),
+            net.source("vocabulary"),
+            net.source("config"),
+            insight_options(net),
+        ),
+        "The places that are looked at, one row each: the last batch's tokens as the "
+        "network has read them, each with the token that came after it. The var "
+        f"{net.name}_insight chooses: prompt_ids, layers, heads, top_k, places.",
+        insight_config(net),
+        columns=INSIGHT_TOKEN_COLUMNS,
+    )
+
+
+def add_logit_lens(net: Network, decoder: Decoder, tokens: Layer) -> Layer:
+    """What the network would say if it ended at each point of the stream."""
+    return net.model(
+        "logit_lens",
+        call(
+            "logit_lens",
+            tokens,
+            listed(decoder.stream),
+            decoder.norm,
+            net.hyperparameter("layer_norm_epsilon", "float8"),
+            decoder.head,
+            net.source("vocabulary"),
+            insight_options(net),
+        ),
+        "The logit lens: what the network would say next if it ended at this point of "
+        "the residual stream, which goes through the last layer norm and the "
+        "vocabulary's projection.",
+        insight_config(net, "point", "sequence_id", "position"),
+        columns=LOGIT_LENS_COLUMNS,
+    )
+
+
+def add_surprise(net: Network, tokens: Layer, lens: Layer) -> Layer:
+    """The bits of each token."""
+    return net.model(
+        "surprise",
+        call("surprise", tokens, lens),
+        "How surprised the network is by each token of the texts, the last generated "
+        "one among them, in bits. Summed over a word or a row they are the surprise of "
+        "that.",
+        insight_config(net),
+        columns=SURPRISE_COLUMNS,
+    )
+
+
+def listed(items: Iterable[object]) -> str:
+    """Jinja of a list, an item a line, as an argument of a model's call."""
+    return "[\n" + "".join(f"        {item},\n" for item in items) + "    ]"
+
+
 # --- Columns ------------------------------------------------------------------
 
 PROMPT_COLUMNS = [
@@ -621,6 +762,87 @@ SCORE_COLUMNS = [
     ),
     column("checkpoint", "text", "Schema of the checkpoint that scored it."),
     column("finished_at", "timestamp with time zone", "When it was scored."),
+]
+
+
+# Of what looks inside.
+PROMPT_ID = column("prompt_id", None, "As in the prompts relation, and of its type.")
+PIECE = column(
+    "piece",
+    "text",
+    "The text that it adds; that of a split character comes with its last token.",
+)
+IS_GENERATED = column(
+    "is_generated", "boolean", "Whether the network wrote it, and not the prompt."
+)
+BLOCK = column("layer", "integer", "The block, from 0.")
+INSIGHT_TOKEN_COLUMNS = [
+    SEQUENCE_ID,
+    PROMPT_ID,
+    POSITION,
+    TOKEN_ID,
+    PIECE,
+    IS_GENERATED,
+    column(
+        "next_token_id",
+        "integer",
+        "The token that came after it, read or generated; NULL if none did.",
+    ),
+    column("next_piece", "text", "The text that that adds."),
+]
+LOGIT_LENS_COLUMNS = [
+    SEQUENCE_ID,
+    PROMPT_ID,
+    POSITION,
+    column("layer", "integer", "The block, from 0; how many there are, of final_post."),
+    column(
+        "label",
+        "text",
+        "The point of the residual stream, as TransformerLens names it: 0_pre is "
+        "before block 0, 0_mid after its attention, final_post after the last block.",
+    ),
+    column(
+        "next_token_rank",
+        "bigint",
+        "1 + how many tokens are likelier than the one that came; NULL if none did.",
+    ),
+    column(
+        "next_token_logprob",
+        "double precision",
+        "Natural logarithm of the probability of the token that came.",
+    ),
+    column(
+        "kl_divergence",
+        "double precision",
+        "Kullback-Leibler divergence of the network's own distribution from this one, "
+        "in nats; 0 of final_post.",
+    ),
+    column("entropy", "double precision", "Of the distribution, in nats."),
+    column(
+        "alternatives",
+        "jsonb",
+        "The likeliest tokens from the likeliest down, top_k of them, each with "
+        "token_id, token (as text) and logprob.",
+    ),
+]
+SURPRISE_COLUMNS = [
+    SEQUENCE_ID,
+    PROMPT_ID,
+    POSITION,
+    TOKEN_ID,
+    PIECE,
+    IS_GENERATED,
+    column(
+        "bits",
+        "double precision",
+        "-log2 of its probability after the tokens before it; NULL of the first.",
+    ),
+    column(
+        "word_number",
+        "integer",
+        "The word that it is of, from 1: what blanks divide.",
+    ),
+    column("word", "text", "That word, with the punctuation at its end."),
 ]
 
 

@@ -7,6 +7,7 @@
     {%- if execute -%}
         {%- for node in dbt_nn.network_nodes()
             if node.unique_id in selected_resources and node.config.meta.place
+            and 'insight' not in node.tags
             and node.config.materialized not in ('layer', 'generation') -%}
             {{ exceptions.raise_compiler_error(
                 node.name ~ ' is materialized as ' ~ node.config.materialized

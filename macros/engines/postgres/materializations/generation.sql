@@ -80,7 +80,7 @@
 {#-
     Stops the run unless all that the loop writes to is a table of this schema, and
     neither of another one (--defer) nor a view of such (dbt clone). What is built
-    after the loop may be missing.
+    after the loop may be missing, and what looks inside the network.
 -#}
 {% macro check_tables(network) -%}
     {%- set names = [] -%}
@@ -88,7 +88,8 @@
         if node.config.meta.network == network
         and node.config.materialized not in ('view', 'session')
         and node.unique_id != model.unique_id
-        and model.unique_id not in node.depends_on.nodes -%}
+        and model.unique_id not in node.depends_on.nodes
+        and 'insight' not in node.tags -%}
         {%- do names.append(dbt_nn.literal(node.relation_name)) -%}
     {%- endfor -%}
     {%- set rows = run_query("
