@@ -78,9 +78,13 @@ function visible(piece) {
   );
 }
 
-/** Its elements: blanks at its ends are pale dots, and its direction is its own. */
+/**
+ * Its elements: blanks at its ends are pale dots, and its direction is its own. A token
+ * that is a part of a character has no text, and a pale mark.
+ */
 function pieceOf(piece) {
   const text = visible(piece);
+  if (!text) return [make("span", { class: "blank" }, "\u2026")];
   const core = text.trim();
   const lead = core ? text.slice(0, text.indexOf(core)) : text;
   const tail = core ? text.slice(text.indexOf(core) + core.length) : "";
