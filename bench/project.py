@@ -53,13 +53,7 @@ class Project:
         self.seconds: list[Project] = []
         self.execute(f"create schema if not exists {schema}")
         # a network's functions name its layers and its tokens without their schemas
-        networks = [
-            "gpt2",
-            "ddpm",
-            "minilm",
-            *(f"gpt2_{name}" for name in sizes.larger),
-        ]
-        layers = ", ".join(f"{schema}_{name}" for name in networks)
+        layers = ", ".join(f"{schema}_{name}" for name in ("gpt2", "ddpm", "minilm"))
         self.execute(f"set search_path = {layers}, {schema}, public")
 
     def __enter__(self) -> Project:

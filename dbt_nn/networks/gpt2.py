@@ -146,7 +146,15 @@ class GPT2(TextNetwork):
             )
             for n in range(self.config.n_layer)
         ]
-        return Decoder(embedding, blocks, self.source("ln_f"), hidden, head)
+        return Decoder(
+            words=self.source("wte"),
+            positions=self.source("wpe"),
+            embedding=embedding,
+            blocks=blocks,
+            norm=self.source("ln_f"),
+            hidden=hidden,
+            head=head,
+        )
 
     def attention(self, path: str, x: Layer) -> Layer:
         """GPT2Attention without its c_proj, [places, n_embd] -> the same."""

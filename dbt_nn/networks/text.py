@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dbt_nn.networks.graph import (
+    LAYERS,
     PARAMETER_COLUMNS,
     POSITION,
     SEQUENCE_ID,
@@ -461,6 +462,8 @@ class Decoder:
     """What is looked at in a network of such blocks.
 
     Attributes:
+        words: the embedding of tokens, [vocab_size, width].
+        positions: that of positions.
         embedding: [places, width], the residual stream before the first block.
         blocks: in their order.
         norm: the weights of the last layer norm.
@@ -469,6 +472,8 @@ class Decoder:
 
     """
 
+    words: Source
+    positions: Source
     embedding: Layer
     blocks: list[Block]
     norm: Source
@@ -490,6 +495,12 @@ def add_insight(net: Network, decoder: Decoder) -> None:
         tokens = add_insight_tokens(net, decoder)
         lens = add_logit_lens(net, decoder, tokens)
         add_surprise(net, tokens, lens)
+        pattern = add_attention_pattern(net, decoder, tokens)
+        add_head_scores(net, tokens, pattern)
+        directions = add_logit_directions(net, decoder, tokens)
+        add_logit_attribution(net, decoder, tokens, directions)
+        add_source_attribution(net, decoder, tokens, directions, pattern)
+        add_layer_norms(net, tokens)
 
 
 def insight_options(net: Network) -> str:
@@ -559,6 +570,129 @@ def add_surprise(net: Network, tokens: Layer, lens: Layer) -> Layer:
         "that.",
         insight_config(net),
         columns=SURPRISE_COLUMNS,
+    )
+
+
+def add_attention_pattern(net: Network, decoder: Decoder, tokens: Layer) -> Layer:
+    """Where each head looks."""
+    return net.model(
+        "attention_pattern",
+        call(
+            "attention_pattern",
+            tokens,
+            listed(block.query for block in decoder.blocks),
+            listed(block.key for block in decoder.blocks),
+            net.hyperparameter("num_attention_heads"),
+            insight_options(net),
+        ),
+        "Where each attention head looks: the weights of every query on the keys up to "
+        "its own position. Choose layers and heads of long sequences: there are as "
+        "many rows as heads times half the tokens' square.",
+        insight_config(net),
+        columns=ATTENTION_PATTERN_COLUMNS,
+    )
+
+
+def add_head_scores(net: Network, tokens: Layer, pattern: Layer) -> Layer:
+    """What each head does, in a few numbers."""
+    return net.model(
+        "head_scores",
+        call("head_scores", tokens, pattern),
+        "What each attention head does in a text: how spread out and how far back it "
+        "looks, and whether it looks at the token before, at the same token, or at "
+        "what came after the same token (induction).",
+        insight_config(net),
+        columns=HEAD_SCORE_COLUMNS,
+    )
+
+
+def add_logit_directions(net: Network, decoder: Decoder, tokens: Layer) -> Layer:
+    """What a number in the network adds to a logit."""
+    return net.model(
+        "logit_directions",
+        call(
+            "logit_directions",
+            tokens,
+            decoder.hidden,
+            decoder.stream[-1],
+            listed(block.projection for block in decoder.blocks),
+            decoder.norm,
+            net.hyperparameter("layer_norm_epsilon", "float8"),
+            decoder.head,
+        ),
+        "What a number in the network adds to the logit of the token that came, and to "
+        "that of the likeliest other one: a vector whose inner product with an "
+        "activation is that activation's part of the logit.",
+        insight_config(net, "sequence_id", "position"),
+        columns=LOGIT_DIRECTION_COLUMNS,
+    )
+
+
+def add_logit_attribution(
+    net: Network, decoder: Decoder, tokens: Layer, directions: Layer
+) -> Layer:
+    """What each part adds to the logit."""
+    return net.model(
+        "logit_attribution",
+        call(
+            "logit_attribution",
+            tokens,
+            directions,
+            listed(decoder.stream),
+            listed(block.heads for block in decoder.blocks),
+            listed(block.projection for block in decoder.blocks),
+            decoder.words,
+            decoder.positions,
+            decoder.norm,
+            decoder.head,
+            net.hyperparameter("num_attention_heads"),
+        ),
+        "Direct logit attribution: what each embedding, head, MLP and bias adds to the "
+        "logit of the token that came. Over the labels of a place it adds up to the "
+        "logit.",
+        insight_config(net),
+        columns=LOGIT_ATTRIBUTION_COLUMNS,
+    )
+
+
+def add_source_attribution(
+    net: Network, decoder: Decoder, tokens: Layer, directions: Layer, pattern: Layer
+) -> Layer:
+    """What each token owes to those before it."""
+    return net.model(
+        "source_attribution",
+        call(
+            "source_attribution",
+            tokens,
+            directions,
+            pattern,
+            listed(block.value for block in decoder.blocks),
+            net.hyperparameter("num_attention_heads"),
+            insight_options(net),
+        ),
+        "What each token owes to those before it: what the values of a position add to "
+        "the logit of the token that came, taken by the chosen heads. Over the source "
+        "positions it adds up to these heads' attribution.",
+        insight_config(net),
+        columns=SOURCE_ATTRIBUTION_COLUMNS,
+    )
+
+
+def add_layer_norms(net: Network, tokens: Layer) -> Layer:
+    """How large the activations are."""
+    layers = [
+        f"{{'layer': {drawn.layer}, 'part': '{part.path or drawn.layer.path}'}}"
+        for part, models in net.parts
+        if part.folder.startswith(LAYERS.folder)
+        for drawn in models
+        if drawn.layer.path in net.references and drawn.layer.path != "lm_head"
+    ]
+    return net.model(
+        "layer_norms",
+        call("layer_norms", tokens, listed(layers)),
+        "How large each layer's activations are: the L2 norm at each place.",
+        insight_config(net),
+        columns=LAYER_NORM_COLUMNS,
     )
 
 
@@ -824,6 +958,115 @@ LOGIT_LENS_COLUMNS = [
         "The likeliest tokens from the likeliest down, top_k of them, each with "
         "token_id, token (as text) and logprob.",
     ),
+]
+HEAD = column("head", "integer", "The attention head, from 0.")
+LOGIT = column(
+    "logit", "double precision", "What it adds to the logit of the token that came."
+)
+LOGIT_DIFFERENCE = column(
+    "logit_difference",
+    "double precision",
+    "What it adds to that logit, less what it adds to the likeliest other token's.",
+)
+ATTENTION_PATTERN_COLUMNS = [
+    SEQUENCE_ID,
+    PROMPT_ID,
+    BLOCK,
+    HEAD,
+    column("query_position", "integer", "The place that looks, from 0."),
+    column("key_position", "integer", "The place that it looks at, up to its own."),
+    column(
+        "attn_score",
+        "double precision",
+        "Inner product of query and key, divided by the root of the head's size.",
+    ),
+    column(
+        "pattern",
+        "double precision",
+        "Softmax of the scores of a query: its weights add up to 1.",
+    ),
+]
+HEAD_SCORE_COLUMNS = [
+    SEQUENCE_ID,
+    PROMPT_ID,
+    BLOCK,
+    HEAD,
+    column("entropy", "double precision", "Of its weights, in nats: 0 on one token."),
+    column("mean_distance", "double precision", "How far back it looks, in tokens."),
+    column("first_token_share", "double precision", "Its weight on the first token."),
+    column(
+        "previous_token_score",
+        "double precision",
+        "Its weight on the token before; NULL of a single token.",
+    ),
+    column(
+        "duplicate_token_score",
+        "double precision",
+        "Its weight on earlier places of the same token, where there are any; NULL if "
+        "no token comes twice.",
+    ),
+    column(
+        "induction_score",
+        "double precision",
+        "Its weight on what came after the same token, where there is any; NULL if no "
+        "token comes twice.",
+    ),
+]
+LOGIT_DIRECTION_COLUMNS = [
+    SEQUENCE_ID,
+    PROMPT_ID,
+    POSITION,
+    column("token_id", "integer", "Whose logit it is, predicted at this place."),
+    column(
+        "is_runner_up",
+        "boolean",
+        "Whether it is the likeliest other token, and not the one that came.",
+    ),
+    column(
+        "layer",
+        "integer",
+        "The block whose heads' outputs, side by side, it is for; NULL: the residual "
+        "stream.",
+    ),
+    column("direction", "vector", "What a unit of each of these numbers adds."),
+]
+LOGIT_ATTRIBUTION_COLUMNS = [
+    SEQUENCE_ID,
+    PROMPT_ID,
+    POSITION,
+    column(
+        "label",
+        "text",
+        "The part, as TransformerLens names it: embed, pos_embed, L0H0, 0_mlp_out, …, "
+        "attn_bias (of all blocks), ln_final_bias.",
+    ),
+    column("layer", "integer", "Its block, from 0; NULL of the other parts."),
+    column("head", "integer", "Its head, from 0; NULL of the other parts."),
+    LOGIT,
+    column(
+        "runner_up_logit",
+        "double precision",
+        "What it adds to the logit of the likeliest other token.",
+    ),
+    LOGIT_DIFFERENCE,
+]
+SOURCE_ATTRIBUTION_COLUMNS = [
+    SEQUENCE_ID,
+    PROMPT_ID,
+    POSITION,
+    column(
+        "source_position", "integer", "The place whose values are taken, up to its own."
+    ),
+    LOGIT,
+    LOGIT_DIFFERENCE,
+]
+LAYER_NORM_COLUMNS = [
+    column("layer_name", "text", "The layer's model."),
+    column("part", "text", "The block that it is of, like h.3; else its own name."),
+    SEQUENCE_ID,
+    PROMPT_ID,
+    POSITION,
+    column("norm", "double precision", "The L2 norm of its activation at the place."),
 ]
 SURPRISE_COLUMNS = [
     SEQUENCE_ID,

@@ -25,13 +25,11 @@
     {%- set options = dbt_nn.insight_options(options) -%}
     {%- set last = stream | length - 1 -%}
     {%- set points = [] -%}
-    {%- for layer in stream -%}
-        {%- if loop.last or dbt_nn.looks_at(loop.index0 // 2, options) -%}
-            {%- do points.append((loop.index0, layer)) -%}
-        {%- endif -%}
+    {%- for layer in dbt_nn.looked_at_layers(last // 2, options) -%}
+        {%- do points.extend([2 * layer, 2 * layer + 1]) -%}
     {%- endfor -%}
 with stream as (
-    {%- for point, layer in points %}
+    {%- for point in points + [last] %}
     {{ 'union all' if not loop.first }}
     select
         {{ point }} as point,
@@ -39,7 +37,7 @@ with stream as (
         x.position,
         x.activation
     from {{ tokens }} as tokens
-    inner join {{ layer }} as x
+    inner join {{ stream[point] }} as x
         on tokens.sequence_id = x.sequence_id
         and tokens.position = x.position
     {%- endfor %}

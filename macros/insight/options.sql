@@ -11,13 +11,17 @@
         places       sequences are taken, in their order, as long as their tokens add
                      up to at most so many
 
-    A name that is not known and a value that makes no sense raise an error. Whether the
-    network has such a prompt, layer or head is for insight_problem().
+    A name that is not known and a value that makes no sense raise an error when the model
+    is built. Whether the network has such a prompt, layer or head is for
+    insight_problem().
 -#}
 {% macro insight_options(given) -%}
     {%- set options = {
         'prompt_ids': none, 'layers': none, 'heads': none, 'top_k': 5, 'places': 1024,
     } -%}
+    {%- if not execute -%}
+        {{ return(options) }}
+    {%- endif -%}
     {%- set name = 'the var ' ~ config.meta_get('network') ~ '_insight' -%}
     {%- if given is not mapping -%}
         {{ exceptions.raise_compiler_error(
@@ -66,12 +70,6 @@
 {%- endmacro %}
 
 
-{#- Whether a layer is to be looked at. -#}
-{% macro looks_at(layer, options) -%}
-    {{ return(options.layers is none or layer in options.layers) }}
-{%- endmacro %}
-
-
 {#- The heads to look at: a FROM item (number), from the expression for how many. -#}
 {% macro looked_at_heads(count, options) -%}
     {%- if options.heads is none -%}
@@ -83,4 +81,10 @@
         where number < {{ count }}
     ) as head
     {%- endif -%}
+{%- endmacro %}
+
+
+{#- The layers to look at, a list of numbers from 0, of so many. -#}
+{% macro looked_at_layers(count, options) -%}
+    {{ return(range(count) | select('in', options.layers or range(count)) | list) }}
 {%- endmacro %}
