@@ -46,6 +46,10 @@ gpt2: checkpoint  ## complete PROMPT="…" (OPTIONS="temperature=0.8 top_k=40")
 next: checkpoint  ## show the N=10 likeliest tokens after PROMPT="…"
 	@MAKE_PID=$$PPID $(PY) scripts/complete.py --next '$(N)'
 
+.PHONY: look
+look: checkpoint  ## look inside gpt2 on PROMPT="…": a table, and output/look.html
+	@MAKE_PID=$$PPID $(PY) scripts/look.py
+
 .PHONY: ddpm
 ddpm: checkpoint  ## draw images (OPTIONS="seed=3 batch_size=4") to pictures/
 	@$(PY) scripts/draw.py

@@ -53,7 +53,13 @@ class Project:
         self.seconds: list[Project] = []
         self.execute(f"create schema if not exists {schema}")
         # a network's functions name its layers and its tokens without their schemas
-        layers = ", ".join(f"{schema}_{name}" for name in ("gpt2", "ddpm", "minilm"))
+        networks = [
+            "gpt2",
+            "ddpm",
+            "minilm",
+            *(f"gpt2_{name}" for name in sizes.larger),
+        ]
+        layers = ", ".join(f"{schema}_{name}" for name in networks)
         self.execute(f"set search_path = {layers}, {schema}, public")
 
     def __enter__(self) -> Project:

@@ -32,6 +32,7 @@ COMMANDS = {
     "generate": ("dbt_nn.generate:main", "write a network's dbt models"),
     "complete": ("dbt_nn.complete:main", "complete a prompt"),
     "draw": ("dbt_nn.draw:main", "draw images"),
+    "look": ("dbt_nn.look:main", "look inside a network, as a table and as a page"),
     "search": ("dbt_nn.search:main", "find the texts that are nearest to a query"),
     "pictures": ("dbt_nn.pictures:main", "write drawn images as PNG and GIF"),
     "check": ("dbt_nn.check:main", "compare every layer with a reference"),

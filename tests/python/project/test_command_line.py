@@ -115,6 +115,7 @@ def test_help_of_dbt_nn(name: str, tmp_path: Path) -> None:
         (["complete", "a", "--next", "0"], "--next"),
         (["pictures", "--zoom", "65"], "--zoom"),
         (["pictures", "--image", "1", "x"], "'x' is not a valid integer"),
+        (["look", "a", "--output", "."], "is a directory"),
         (["check", "gpt2"], "is not of the form NETWORK=FOLDER"),
         (["generate", "a"], "--name"),
     ],
@@ -207,6 +208,7 @@ def test_without_a_server(tmp_path: Path) -> None:
     commands = [
         ["complete.py", "It is"], ["draw.py"], ["pictures.py"], ["demo.py"],
         ["check.py"], ["load_checkpoint.py", "--list"], ["server.py", "check"],
+        ["look.py", "It is"],
     ]  # fmt: skip
     environment = {
         "DBT_PROFILES_DIR": str(profiles),
