@@ -171,22 +171,16 @@ def fill(cell: Text, width: int) -> Text:
 # --- The command --------------------------------------------------------------------
 
 
-def completion(network: str, schema: str) -> tuple[str, str | None]:
-    """(prompt, error) of the command line's run."""
+def completion(network: str, schema: str) -> tuple[str, str | None] | None:
+    """(prompt, error) of the command line's last run, if there is one."""
     table = sql.Identifier(schema, f"{network}_completions")
     statement = sql.SQL("select prompt, error from {} where prompt_id = 1")
     with closing(connect()) as connection, connection.cursor() as cursor:
         try:
             cursor.execute(statement.format(table))
-            found = cursor.fetchone()
+            return cursor.fetchone()
         except psycopg2.errors.UndefinedTable:
-            found = None
-    if found is None:
-        raise DatabaseError(
-            f"{network} has completed nothing: is it a network of this project? "
-            "--network names its folder in models/"
-        )
-    return found
+            return None
 
 
 def checkpoint_of(network: str, checkpoint: str | None) -> str:
@@ -273,11 +267,12 @@ def main(
     write_options(schema, network, chosen)
     row = {"prompt_id": ("integer", 1), "prompt": ("text", prompt)}
     write_row(schema, PROMPTS, row)
-    if dbt("run", "--select", network, f"{network}_insight", variables=variables):
-        return 1
-    prompt, error = completion(network, schema)
-    if error:
+    failed = dbt("run", "--select", network, f"{network}_insight", variables=variables)
+    completed, error = completion(network, schema) or (None, None)
+    if error and completed == prompt:  # then nothing is there to look into
         raise DatabaseError(f"the prompt: {error}")
+    if failed:
+        return 1
     data = page_data(network, schema, prompt, named, again)
     if not data["lens"]:
         raise DatabaseError(
