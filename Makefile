@@ -99,6 +99,10 @@ docs: checkpoint  ## write the documentation site to target/static_index.html
 lineage: checkpoint  ## draw docs/lineage.png anew (needs Chromium or Chrome)
 	@$(PY) scripts/lineage.py
 
+.PHONY: look-pictures
+look-pictures: checkpoint  ## draw docs/look*.png anew (needs Chromium or Chrome)
+	@$(PY) scripts/look_pictures.py
+
 .PHONY: test
 test: lint seed  ## check style, and run all tests but the long ones
 	@$(PY) -m pytest -n 2 --dist loadfile -m 'not long'
