@@ -283,6 +283,6 @@ def main(
     table, below = lens_table(data, console)
     console.print(table)
     console.print(below, style="dim")
-    write_page(output, build("page.html", data, "page.js"))
+    write_page(output, build("text", data))
     print(f"\n{output}")
     return 0

@@ -25,14 +25,13 @@ def embedded_json(data: Any) -> str:
     return text
 
 
-def build(template: str, data: Mapping[str, Any], script: str) -> str:
+def build(name: str, data: Mapping[str, Any]) -> str:
     """The page.
 
     Args:
-        template: name of its HTML in this folder, which has the names `data`, and
-            `numbers`, the same as JSON.
+        name: of its HTML and its JavaScript in this folder. The HTML has the names
+            `data`, and `numbers`, the same as JSON.
         data: what the page shows.
-        script: name of its JavaScript.
 
     """
     environment = jinja2.Environment(
@@ -42,9 +41,12 @@ def build(template: str, data: Mapping[str, Any], script: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(
+    return environment.get_template(f"{name}.html").render(
         data=data,
         numbers=embedded_json(data),
         style=(HERE / "page.css").read_text(encoding="utf-8"),
-        script=(HERE / script).read_text(encoding="utf-8"),
+        script="\n".join(
+            (HERE / file).read_text(encoding="utf-8")
+            for file in ("common.js", f"{name}.js")
+        ),
     )
