@@ -2,6 +2,7 @@
 
     dbt-nn look "Elizabeth was"
     dbt-nn look "Elizabeth was" max_new_tokens=40 seed=7 --output elizabeth.html
+    dbt-nn look --image seed=3 num_inference_steps=20
 
 runs the network on the prompt, 16 tokens far unless max_new_tokens says another
 number, and builds the relations that look inside it. The terminal shows the logit
@@ -11,10 +12,15 @@ each token owes to which earlier one, and the SQL of each number. All is in sche
 of its own, dbt_nn_command_line and dbt_nn_command_line_gpt2 if the profile's is
 dbt_nn. The options are those of gpt2_prompts, with their names in transformers.
 Without arguments the environment's PROMPT and OPTIONS are taken.
+
+With --image an image network draws, and the page shows how the image comes out of
+the noise: the predicted picture at each step, each layer's activations as pictures.
+The options are then those of ddpm_requests.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Mapping
@@ -35,6 +41,7 @@ from rich.text import Text
 from dbt_nn.cli import checkpoint_option, command
 from dbt_nn.complete import prompt_of_make
 from dbt_nn.database import DatabaseError, connect, project_settings, quoted
+from dbt_nn.page import image as image_page
 from dbt_nn.page import text as text_page
 from dbt_nn.page.build import build
 from dbt_nn.runner import (
@@ -192,21 +199,45 @@ def checkpoint_of(network: str, checkpoint: str | None) -> str:
     return str(given.get(name) or given.get("dbt_nn", {}).get(name) or network)
 
 
-def page_data(
-    network: str, schema: str, prompt: str, checkpoint: str, again: list[str]
-) -> dict[str, Any]:
-    """All that the page shows."""
-    data = text_page.read(network, schema)
-    prompt_tokens = sum(not token["generated"] for token in data["tokens"])
-    last = data["tokens"][-1]["next"] is not None
-    return data | {
+def again_command(
+    arguments: list[str], options: dict, checkpoint: str | None, network: str
+) -> str:
+    """The command line that makes the page again."""
+    values = (
+        value if isinstance(value, str) else json.dumps(value)
+        for value in options.values()
+    )
+    words = [*arguments, *map("{}={}".format, options, values)]
+    if checkpoint:
+        words += ["--checkpoint", checkpoint]
+    if network not in ("gpt2", "ddpm"):
+        words += ["--network", network]
+    return shlex.join(["dbt-nn", "look", *words])
+
+
+def heading(network: str, checkpoint: str, again: str) -> dict[str, str]:
+    """The head of a page."""
+    return {
         "network": network,
         "checkpoint": checkpoint,
         "date": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        "command": again,
+    }
+
+
+def page_data(
+    network: str, schema: str, prompt: str, checkpoint: str, again: str
+) -> dict[str, Any]:
+    """All that the page of a text shows."""
+    data = text_page.read(network, schema)
+    prompt_tokens = sum(not token["generated"] for token in data["tokens"])
+    last = data["tokens"][-1]["next"] is not None
+    return {
+        **data,
+        **heading(network, checkpoint, again),
         "shown_prompt": prompt,
         "prompt_tokens": prompt_tokens,
         "new_tokens": len(data["tokens"]) - prompt_tokens + last,
-        "command": shlex.join(["dbt-nn", "look", *again]),
     }
 
 
@@ -222,45 +253,11 @@ def write_page(path: Path, page: str) -> None:
         ) from None
 
 
-@command(__doc__)
-@click.argument("prompt", required=False)
-@click.argument("options", nargs=-1, metavar="[NAME=VALUE]...")
-@checkpoint_option
-@click.option(
-    "--network",
-    default="gpt2",
-    metavar="NAME",
-    help="A text network with models of insight: its folder in models/ (gpt2).",
-)
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=PAGE,
-    metavar="FILE",
-    help=f"Where the page is written ({PAGE}).",
-)
-def main(
-    prompt: str | None,
-    options: tuple[str, ...],
-    checkpoint: str | None,
-    network: str,
-    output: Path,
+def look_at_text(
+    prompt: str, options: dict, checkpoint: str | None, network: str, output: Path
 ) -> int:
-    """Carry out the command line."""
-    if prompt is None:
-        prompt = prompt_of_make(os.environ.get("PROMPT"))
-    if prompt is None:
-        raise click.UsageError('no prompt: dbt-nn look "Elizabeth was"')
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise DatabaseError(f"the prompt is not UTF-8: {prompt!a}") from None
-    chosen = {"max_new_tokens": NEW_TOKENS, **parse_options(options)}
-    again = [prompt, *(f"{name}={value}" for name, value in chosen.items())]
-    if checkpoint:
-        again += ["--checkpoint", checkpoint]
-    if network != "gpt2":
-        again += ["--network", network]
+    """Run, show and write what a text network thinks; the exit status."""
+    chosen = {"max_new_tokens": NEW_TOKENS, **options}
     named = checkpoint_of(network, checkpoint)
     schema, variables = use_own_schema(network, checkpoint)
     variables[f"{network}_prompts"] = quoted(schema, PROMPTS)
@@ -273,6 +270,7 @@ def main(
         raise DatabaseError(f"the prompt: {error}")
     if failed:
         return 1
+    again = again_command([prompt], chosen, checkpoint, network)
     data = page_data(network, schema, prompt, named, again)
     if not data["lens"]:
         raise DatabaseError(
@@ -286,3 +284,64 @@ def main(
     write_page(output, build("text", data))
     print(f"\n{output}")
     return 0
+
+
+def look_at_images(
+    options: dict, checkpoint: str | None, network: str, output: Path
+) -> int:
+    """Draw, and write how the images come out of the noise; the exit status."""
+    named = checkpoint_of(network, checkpoint)
+    schema, variables = use_own_schema(network, checkpoint)
+    write_options(schema, network, options)
+    if dbt("run", "--select", network, f"{network}_insight", variables=variables):
+        return 1
+    data = image_page.read(network, schema)
+    data |= heading(
+        network, named, again_command(["--image"], options, checkpoint, network)
+    )
+    data["drawn"] = image_page.facts(data)
+    write_page(output, build("image", data))
+    print(output)
+    return 0
+
+
+@command(__doc__)
+@click.argument("prompt", required=False)
+@click.argument("options", nargs=-1, metavar="[NAME=VALUE]...")
+@checkpoint_option
+@click.option(
+    "--network",
+    metavar="NAME",
+    help="A network with models of insight: its folder in models/ (gpt2, or ddpm "
+    "with --image).",
+)
+@click.option("--image", is_flag=True, help="Look at an image network.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=PAGE,
+    metavar="FILE",
+    help=f"Where the page is written ({PAGE}).",
+)
+def main(
+    prompt: str | None,
+    options: tuple[str, ...],
+    checkpoint: str | None,
+    network: str | None,
+    image: bool,
+    output: Path,
+) -> int:
+    """Carry out the command line."""
+    if image:  # there is no prompt, so that all arguments are options
+        given = parse_options([prompt, *options] if prompt else [])
+        return look_at_images(given, checkpoint, network or "ddpm", output)
+    if prompt is None:
+        prompt = prompt_of_make(os.environ.get("PROMPT"))
+    if prompt is None:
+        raise click.UsageError('no prompt: dbt-nn look "Elizabeth was"')
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise DatabaseError(f"the prompt is not UTF-8: {prompt!a}") from None
+    given = parse_options(options)
+    return look_at_text(prompt, given, checkpoint, network or "gpt2", output)
