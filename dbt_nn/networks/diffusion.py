@@ -9,6 +9,7 @@ the network denoises now. `end` names what comes after them, with the loop.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from dbt_nn.networks.graph import (
     COLUMN,
@@ -23,7 +24,16 @@ from dbt_nn.networks.graph import (
     column,
     data_test,
     hook,
+    jinja_list,
 )
+
+
+class Attention(NamedTuple):
+    """An attention: its queries and keys, [image, h, w, n]."""
+
+    path: str
+    query: Layer
+    key: Layer
 
 
 class DiffusionNetwork(Network):
@@ -66,16 +76,22 @@ class DiffusionNetwork(Network):
             frontier = add_frontier(self, samples, requests, timesteps, config)
         return replace(frontier, channels=channels)
 
-    def end(self, output: Layer) -> None:
-        """The loop with its samples, and the images.
+    def end(
+        self, output: Layer, shown: list[Layer], attentions: list[Attention]
+    ) -> None:
+        """The loop with its samples, the images, and what looks inside the network.
 
         Args:
             output: what the network makes of a sample, [image, h, w, channels].
+            shown: layers that are shown as pictures.
+            attentions: those whose weights are shown.
 
         """
         with self.part("output", side="right"):
             denoised = add_denoised(self, output)
             add_images(self, denoised)
+        with self.insight():
+            add_insight(self, denoised, shown, attentions)
         inputs = ("samples", "requests", "timesteps", "config")
         self.add_sessions(
             call("diffusion_frontier", *(self.ref(path) for path in inputs)), [output]
@@ -152,6 +168,7 @@ def add_samples(
                 f"dbt_nn.forget_other_images(this, {requests}) "
                 "if is_incremental() else ''"
             ),
+            "on_schema_change": "append_new_columns",
             "indexes": [{"columns": ["image_id", "step", "y", "x"], "unique": True}],
         },
         note=f"after {{{{ {timesteps} }}}}, which checks the number of steps",
@@ -233,6 +250,58 @@ def add_images(net: Network, denoised: Layer) -> None:
     )
 
 
+def add_insight(
+    net: Network, denoised: Layer, shown: list[Layer], attentions: list[Attention]
+) -> None:
+    """Relations that show how an image comes out of the noise; after the loop."""
+    options = net.var("insight", "{}")
+    after = f"after {{{{ {denoised} }}}}, whose loop makes the steps"
+    config = {"materialized": "table", "meta": {"network": net.name}}
+
+    net.model(
+        "predictions",
+        call("predicted_images", net.ref("samples"), net.ref("timesteps"), options),
+        "The picture that the network sees in each sample, were all the noise that it "
+        "predicts taken away at once: diffusers' pred_original_sample.",
+        config,
+        note=after,
+        columns=PREDICTION_COLUMNS,
+    )
+    net.model(
+        "activation_components",
+        call(
+            "activation_components",
+            jinja_list(shown),
+            options,
+        ),
+        "What the layers see at the newest step, as pictures: the first three "
+        "principal components of a layer's activations over the places of an image.",
+        config,
+        note=after,
+        columns=COMPONENT_COLUMNS,
+    )
+    if attentions:
+        net.model(
+            "place_attention",
+            call(
+                "place_attention",
+                jinja_list(
+                    f"('{net.model_name(path)}', {query}, {key})"
+                    for path, query, key in attentions
+                ),
+                net.ref("frontier"),
+                net.hyperparameter("attention_head_dim"),
+                options,
+            ),
+            "Where a place of an image looks at the newest step: its attention weights "
+            "in each layer and head, of the middle of the image or of the var's place.",
+            config,
+            note=after,
+            columns=PLACE_ATTENTION_COLUMNS,
+            tests=[data_test("adds_up", "patterns_add_up", places=PLACE_OF_PATTERN)],
+        )
+
+
 # --- Columns ------------------------------------------------------------------
 
 REQUEST_COLUMNS = [
@@ -279,6 +348,12 @@ SAMPLE_COLUMNS = [
     COLUMN,
     column("activation", "vector", "Its channels."),
     column("request", "uuid", "As in the requests."),
+    column(
+        "pred_original_sample",
+        "vector",
+        "The channels of the picture that the network predicted from the sample "
+        "before; NULL at step 0.",
+    ),
 ]
 FRONTIER_COLUMNS = [
     IMAGE_ID,
@@ -312,4 +387,33 @@ IMAGE_COLUMNS = [
 PIXEL_COLUMNS = [
     *IMAGE_COLUMNS[:-1],
     column("pixel", "smallint[]", "Red, green and blue in 0..255."),
+]
+PREDICTION_COLUMNS = [
+    IMAGE_ID,
+    column("step", "integer", "Of the sample that it is predicted from."),
+    column("timestep", "integer", "Of that sample's noise."),
+    ROW,
+    COLUMN,
+    column("channels", "vector", "As the images have them, around -1..1."),
+]
+LAYER_NAME = column("layer_name", "text", "The layer's model.")
+COMPONENT_COLUMNS = [
+    LAYER_NAME,
+    IMAGE_ID,
+    column("component", "integer", "1, 2, 3, from that of the largest variance."),
+    ROW,
+    COLUMN,
+    column("value", "real", "Of the place; the mean over the places is 0."),
+    column("explained", "real", "The component's share of the layer's variance."),
+]
+PLACE_OF_PATTERN = ["layer_name", "image_id", "head", "query_y", "query_x"]
+PLACE_ATTENTION_COLUMNS = [
+    LAYER_NAME,
+    IMAGE_ID,
+    column("head", "integer", "The attention head, from 0."),
+    column("query_y", "integer", "Row of the place that looks, in the layer."),
+    column("query_x", "integer", "Its column."),
+    column("key_y", "integer", "Row of the place that it looks at."),
+    column("key_x", "integer", "Its column."),
+    column("pattern", "real", "The weight; a head's add up to 1."),
 ]

@@ -109,6 +109,12 @@ def call(macro: str, *arguments: object, **named: object) -> Call:
     return Call(macro, arguments, named)
 
 
+def jinja_list(items: Iterable[object]) -> str:
+    """Jinja for a list that is an argument of a call, an item a line."""
+    lines = "".join(f"        {item},\n" for item in items)
+    return f"[\n{lines}    ]"
+
+
 @dataclass(frozen=True)
 class Test:
     """A data test of a model; its name is the model's and the suffix."""

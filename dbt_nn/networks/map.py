@@ -192,7 +192,9 @@ class Map:
     def __init__(self, network: Network):
         self.network = network
         self.panels = [
-            Panel(part, rows_of(part, models)) for part, models in network.parts
+            Panel(part, rows_of(part, models))
+            for part, models in network.parts
+            if part.path != INSIGHT
         ]
         self.lines: list[str] = []
         # model -> its box: left, right, middle
@@ -205,6 +207,7 @@ class Map:
             width, height = self.draw_column()
         else:
             width, height = self.draw_both_ways()
+        height = self.draw_insight(height, width)
         height = self.draw_legend(height + BETWEEN, width)
         skips = [*self.skips()]
         title = f"The network {self.network.name}, layer by layer"
@@ -426,6 +429,30 @@ class Map:
             f'<text x="{(left + right) / 2:.0f}" y="{y - 7:.0f}" '
             f'text-anchor="middle">{NEXT}</text>'
         )
+
+    def draw_insight(self, y: float, width: float) -> float:
+        """What looks inside the network, below it; return where it ends."""
+        found = [models for part, models in self.network.parts if part.path == INSIGHT]
+        if not found:
+            return y
+        [models] = found
+        labels = {model.layer.model: model.layer.path for model in models}
+        room = width - 2 * MARGIN - LABEL - 2 * PAD
+        rows = [Row("", [[]], labels)]
+        for model in models:
+            if rows[-1].models and rows[-1].total + rows[-1].width(model) > room:
+                rows.append(Row("", [[]], labels))
+            rows[-1].cells[0].append(model)
+        height = ROW * len(rows) + PAD
+        self.draw_panel(MARGIN, y, width - 2 * MARGIN, height)
+        name = f'<text class="name" x="{MARGIN + PAD}" y="{y + ROW / 2 + PAD:.0f}">'
+        folder = f"{self.network.name}_{INSIGHT}"
+        title = f"Lineage of {INSIGHT}: dbt ls --select {folder}"
+        self.lines.append(link(lineage(folder), title, f"{name}{INSIGHT}</text>"))
+        for place, row in enumerate(rows):
+            middle = y + PAD / 2 + ROW * (place + 0.5)
+            self.draw_row(row, MARGIN + LABEL + PAD, middle)
+        return y + height + MARGIN
 
     @property
     def loop(self) -> tuple[str, str]:

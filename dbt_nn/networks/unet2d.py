@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from dbt_nn.checkpoint.config import completed, unsupported
 from dbt_nn.checkpoint.files import CheckpointError, quoted
 from dbt_nn.networks.config import MAX_VECTOR, Config, whole
-from dbt_nn.networks.diffusion import DiffusionNetwork
+from dbt_nn.networks.diffusion import Attention, DiffusionNetwork
 from dbt_nn.networks.graph import (
     Call,
     Layer,
@@ -215,6 +215,8 @@ class UNet2D(DiffusionNetwork):
     config: UNet2DConfig
     stem = "diffusion_pytorch_model"
     convert = "diffusers: DDPMPipeline.from_pretrained(SOURCE).save_pretrained(FOLDER)"
+    shown: list[Layer]
+    attentions: list[Attention]
 
     def forward(self) -> None:
         channels = self.config.in_channels
@@ -224,6 +226,7 @@ class UNet2D(DiffusionNetwork):
         x = self.conv(
             "conv_in", sample, widths[0], "First convolution, [image, h, w, n]."
         )
+        self.shown, self.attentions = [x], []
         skips = [x]
         for level in range(len(widths)):
             with self.block_part(f"down_blocks.{level}", "left"):
@@ -242,7 +245,7 @@ class UNet2D(DiffusionNetwork):
             # before the loop: the first step
             tests=[self.matches_reference("image")],
         )
-        self.end(x)
+        self.end(x, [*self.shown, x], self.attentions)
 
     def block_part(self, path: str, side: str = "") -> AbstractContextManager[None]:
         """The part of a block, whose tag is its name."""
@@ -344,12 +347,20 @@ class UNet2D(DiffusionNetwork):
                 side=1,
                 kernel_size=1,
             )
-        return self.conv(
-            *(f"{path}.conv2", h, width),
-            "The ResNet's output: a convolution added to its input, [image, h, w, n].",
-            output_of(path),
-            residual=x,
+        return self.show(
+            self.conv(
+                *(f"{path}.conv2", h, width),
+                "The ResNet's output: a convolution added to its input, "
+                "[image, h, w, n].",
+                output_of(path),
+                residual=x,
+            )
         )
+
+    def show(self, x: Layer) -> Layer:
+        """The layer, of which the insight has pictures."""
+        self.shown.append(x)
+        return x
 
     def attention(self, path: str, x: Layer, groups: str = "norm_num_groups") -> Layer:
         """Attention of places to all places, added to its input, [image, h, w, n]."""
@@ -368,6 +379,7 @@ class UNet2D(DiffusionNetwork):
             )
             for part, word in {"q": "Queries", "k": "Keys", "v": "Values"}.items()
         )
+        self.attentions.append(Attention(path, q, k))
         head_size = self.hyperparameter("attention_head_dim")
         a = self.layer(
             path,
@@ -388,11 +400,13 @@ class UNet2D(DiffusionNetwork):
             channels=x.channels,
             halvings=x.halvings,
         )
-        return self.linear(
-            *(f"{path}.to_out.0", a),
-            "Attention's output added to its input, [image, h, w, n].",
-            output_of(path),
-            residual=x,
+        return self.show(
+            self.linear(
+                *(f"{path}.to_out.0", a),
+                "Attention's output added to its input, [image, h, w, n].",
+                output_of(path),
+                residual=x,
+            )
         )
 
     def downsample(self, path: str, x: Layer) -> Layer:

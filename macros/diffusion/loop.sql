@@ -52,14 +52,15 @@
 {% macro diffusion_advance(denoised, network) -%}
     begin
         insert into {{ dbt_nn.network_relation(network ~ '_samples') }}
-            (image_id, step, y, x, activation, request)
+            (image_id, step, y, x, activation, request, pred_original_sample)
         select
             denoised.image_id,
             denoised.step,
             denoised.y,
             denoised.x,
             denoised.activation,
-            requests.request
+            requests.request,
+            denoised.pred_original_sample
         from {{ denoised }} as denoised
         inner join {{ dbt_nn.network_relation(network ~ '_requests') }} as requests
             using (image_id)

@@ -6,7 +6,8 @@
     config     the checkpoint's config: in_channels, sample_size
     samples    the table itself where it is there already: an image whose
                request is unchanged is not started again, none otherwise
-    -> (image_id, step, y, x, activation vector(in_channels), request)
+    -> (image_id, step, y, x, activation vector(in_channels), request,
+       pred_original_sample vector(in_channels): the loop's, see diffusion_denoise())
 
     Standard normal numbers, functions of (seed, step, y, x, channel) alone.
 -#}
@@ -19,7 +20,8 @@ select
     {{ dbt_nn.db_function('gaussian_noise') }}(
         requests.seed, 0, y, x, channels.n
     ) as activation,
-    requests.request
+    requests.request,
+    null::vector as pred_original_sample
 from {{ requests }} as requests
 cross join (
     {{ dbt_nn.diffusion_sample_size(config) }}
