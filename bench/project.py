@@ -53,12 +53,8 @@ class Project:
         self.seconds: list[Project] = []
         self.execute(f"create schema if not exists {schema}")
         # a network's functions name its layers and its tokens without their schemas
-        networks = [
-            "gpt2",
-            "ddpm",
-            "minilm",
-            *(f"gpt2_{name}" for name in sizes.larger),
-        ]
+        larger = (f"gpt2_{name}" for name in sizes.larger)
+        networks = ("gpt2", "ddpm", "minilm", *larger)
         layers = ", ".join(f"{schema}_{name}" for name in networks)
         self.execute(f"set search_path = {layers}, {schema}, public")
 

@@ -9,17 +9,18 @@
 -#}
 {% macro image_insight_options(options) -%}
     {%- set taken = {'image_ids': none, 'place': none} -%}
+    {%- set name = 'the var ' ~ config.meta_get('network') ~ '_insight' -%}
     {%- if options is not mapping -%}
         {{ exceptions.raise_compiler_error(
-            'what to look at is a dict, like {image_ids: [1], place: [16, 16]}, not '
-            ~ tojson(options)
+            name ~ ' is ' ~ tojson(options)
+            ~ ': give a dict, like {image_ids: [1], place: [16, 16]}'
         ) }}
     {%- endif -%}
     {%- for key, value in options.items() -%}
         {%- if key not in taken -%}
             {{ exceptions.raise_compiler_error(
-                "there is no '" ~ key ~ "' to look at in an image network: give "
-                ~ taken | join(' or ')
+                name ~ ': no option is named ' ~ tojson(key) ~ ': there are '
+                ~ taken | join(', ')
             ) }}
         {%- endif -%}
         {%- set numbers = [value] if value is number else value -%}
@@ -30,9 +31,10 @@
         {%- if numbers is string or numbers is mapping or numbers is not iterable or bad
             or not numbers or (key == 'place' and numbers | length != 2) -%}
             {{ exceptions.raise_compiler_error(
-                key ~ ' must be ' ~ (
-                    'a pixel, [y, x] from 0' if key == 'place' else 'a list of image ids'
-                ) ~ ', not ' ~ tojson(value)
+                name ~ ': ' ~ key ~ ' is ' ~ tojson(value) ~ ': give ' ~ (
+                    'a pixel, [y, x] from 0' if key == 'place'
+                    else 'a list of image ids, at least one'
+                )
             ) }}
         {%- endif -%}
         {%- do taken.update({key: numbers}) -%}

@@ -185,10 +185,10 @@ def test_chosen(ddpm: Ddpm) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"images": [1]}, "there is no 'images' to look at"),
-        ({"place": [1]}, "place must be a pixel, [y, x] from 0, not [1]"),
-        ({"image_ids": "1"}, 'image_ids must be a list of image ids, not "1"'),
-        ([1], "what to look at is a dict"),
+        ({"images": [1]}, 'no option is named "images": there are image_ids, place'),
+        ({"place": [1]}, "place is [1]: give a pixel, [y, x] from 0"),
+        ({"image_ids": "1"}, 'image_ids is "1": give a list of image ids'),
+        ([1], "the var ddpm_insight is [1]: give a dict"),
     ],
 )
 def test_bad_options(ddpm: Ddpm, given: object, message: str) -> None:
