@@ -197,6 +197,7 @@ class Map:
             if part.path != INSIGHT
         ]
         self.lines: list[str] = []
+        self.edge = 0.0  # of the panels, on the right
         # model -> its box: left, right, middle
         self.places: dict[str, tuple[float, float, float]] = {}
 
@@ -207,7 +208,7 @@ class Map:
             width, height = self.draw_column()
         else:
             width, height = self.draw_both_ways()
-        height = self.draw_insight(height, width)
+        height = self.draw_insight(height)
         height = self.draw_legend(height + BETWEEN, width)
         skips = [*self.skips()]
         title = f"The network {self.network.name}, layer by layer"
@@ -234,7 +235,8 @@ class Map:
         label = round(max(LABEL, *names))
         left = MARGIN + label
         inner = max(row.total for panel in self.panels for row in panel.rows)
-        width = left + inner + 2 * PAD + 2 * MARGIN
+        self.edge = left + inner + 2 * PAD
+        width = self.edge + 2 * MARGIN
         y = MARGIN
         for number, panel in enumerate(self.panels):
             height = ROW * len(panel.rows) + PAD
@@ -247,7 +249,7 @@ class Map:
                 x = left + inner / 2
                 self.flow(f"M{x:.0f} {y - BETWEEN:.0f}V{y:.0f}")
             y += height + BETWEEN
-        self.draw_loop(left + inner + 2 * PAD)
+        self.draw_loop(self.edge)
         return width, y - BETWEEN + MARGIN
 
     # Down on the left and up on the right
@@ -272,7 +274,8 @@ class Map:
                     ends = (y - BETWEEN, y) if side == 0 else (y, y - BETWEEN)
                     self.flow(f"M{x:.0f} {ends[0]:.0f}V{ends[1]:.0f}")
             y += height + BETWEEN
-        total = xs[1] + widths[1] + MARGIN
+        self.edge = xs[1] + widths[1]
+        total = self.edge + MARGIN
         y = self.draw_middle(middle, y, total, xs, widths)
         self.draw_return(xs, widths)
         return total, y + MARGIN
@@ -341,8 +344,6 @@ class Map:
             return
         words = f'<text class="name" x="{x:.0f}" y="{y:.0f}">{part.path}</text>'
         of_all = ",".join([self.network.name, f"tag:{part.tag}"])
-        if part.tag == INSIGHT:  # a folder of its own
-            of_all = f"{self.network.name}_{INSIGHT}"
         title = f"Lineage of {part.path}: dbt ls --select {of_all}"
         self.lines.append(link(lineage(of_all), title, words))
 
@@ -430,21 +431,21 @@ class Map:
             f'text-anchor="middle">{NEXT}</text>'
         )
 
-    def draw_insight(self, y: float, width: float) -> float:
+    def draw_insight(self, y: float) -> float:
         """What looks inside the network, below it; return where it ends."""
         found = [models for part, models in self.network.parts if part.path == INSIGHT]
         if not found:
             return y
         [models] = found
         labels = {model.layer.model: model.layer.path for model in models}
-        room = width - 2 * MARGIN - LABEL - 2 * PAD
+        room = self.edge - MARGIN - LABEL - 2 * PAD
         rows = [Row("", [[]], labels)]
         for model in models:
             if rows[-1].models and rows[-1].total + rows[-1].width(model) > room:
                 rows.append(Row("", [[]], labels))
             rows[-1].cells[0].append(model)
         height = ROW * len(rows) + PAD
-        self.draw_panel(MARGIN, y, width - 2 * MARGIN, height)
+        self.draw_panel(MARGIN, y, self.edge - MARGIN, height)
         name = f'<text class="name" x="{MARGIN + PAD}" y="{y + ROW / 2 + PAD:.0f}">'
         folder = f"{self.network.name}_{INSIGHT}"
         title = f"Lineage of {INSIGHT}: dbt ls --select {folder}"
