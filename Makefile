@@ -105,11 +105,11 @@ look-pictures: checkpoint  ## draw docs/look*.png anew (needs Chromium or Chrome
 
 .PHONY: test
 test: lint seed  ## check style, and run all tests but the long ones
-	@$(PY) -m pytest -n 2 --dist loadfile -m 'not long'
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long'
 
 .PHONY: test-long
 test-long: setup-test seed  ## run the others: faults, mutations, long runs, documents
-	@$(PY) -m pytest -n 2 --dist loadfile -m long
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
 
 .PHONY: check
 check: checkpoint  ## compare every layer with transformers and diffusers

