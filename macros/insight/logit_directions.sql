@@ -101,7 +101,7 @@ directions as materialized (
 ),
 
 {# W by columns, an input of the projection each #}
-columns as materialized (
+columns as (
     {%- for layer in range(projections | length) %}
     {{ 'union all' if not loop.first }}
     select
@@ -113,6 +113,36 @@ columns as materialized (
     cross join {{ dbt_nn.elements_of('w.weight', 'element') }}
     group by w.chunk, element.i
     {%- endfor %}
+),
+
+{# materialized, so that numbers are sorted and not vectors #}
+products as materialized (
+    select
+        directions.sequence_id,
+        directions.position,
+        directions.is_runner_up,
+        columns.layer,
+        columns.chunk,
+        columns.i,
+        {{ dbt_nn.dot('columns.weight', 'directions.direction') }} as value
+    from directions
+    cross join columns
+),
+
+of_heads as (
+    select
+        products.sequence_id,
+        products.position,
+        products.is_runner_up,
+        products.layer,
+        {{ dbt_nn.vector_of('products.value', by='products.chunk, products.i') }}
+        as direction
+    from products
+    group by
+        products.sequence_id,
+        products.position,
+        products.is_runner_up,
+        products.layer
 )
 
 select
@@ -131,18 +161,8 @@ select
     directions.position,
     directions.token_id,
     directions.is_runner_up,
-    columns.layer,
-    {{ dbt_nn.vector_of(
-        dbt_nn.dot('columns.weight', 'directions.direction'),
-        by='columns.chunk, columns.i',
-    ) }} as direction
+    of_heads.layer,
+    of_heads.direction
 from directions
-cross join columns
-group by
-    directions.sequence_id,
-    directions.prompt_id,
-    directions.position,
-    directions.token_id,
-    directions.is_runner_up,
-    columns.layer
+inner join of_heads using (sequence_id, position, is_runner_up)
 {%- endmacro %}
