@@ -498,8 +498,8 @@ def add_insight(net: Network, decoder: Decoder) -> None:
         pattern = add_attention_pattern(net, decoder, tokens)
         add_head_scores(net, tokens, pattern)
         directions = add_logit_directions(net, decoder, tokens)
-        add_logit_attribution(net, decoder, tokens, directions)
-        add_source_attribution(net, decoder, tokens, directions, pattern)
+        attribution = add_logit_attribution(net, decoder, tokens, directions, lens)
+        add_source_attribution(net, decoder, tokens, directions, pattern, attribution)
         add_layer_norms(net, tokens)
 
 
@@ -557,6 +557,7 @@ def add_logit_lens(net: Network, decoder: Decoder, tokens: Layer) -> Layer:
         "vocabulary's projection.",
         insight_config(net, "point", "sequence_id", "position"),
         columns=LOGIT_LENS_COLUMNS,
+        tests=[data_test("complete", "lens_is_complete", tokens=tokens)],
     )
 
 
@@ -590,6 +591,7 @@ def add_attention_pattern(net: Network, decoder: Decoder, tokens: Layer) -> Laye
         "many rows as heads times half the tokens' square.",
         insight_config(net),
         columns=ATTENTION_PATTERN_COLUMNS,
+        tests=[data_test("distributions", "patterns_are_distributions", tokens=tokens)],
     )
 
 
@@ -629,7 +631,7 @@ def add_logit_directions(net: Network, decoder: Decoder, tokens: Layer) -> Layer
 
 
 def add_logit_attribution(
-    net: Network, decoder: Decoder, tokens: Layer, directions: Layer
+    net: Network, decoder: Decoder, tokens: Layer, directions: Layer, lens: Layer
 ) -> Layer:
     """What each part adds to the logit."""
     return net.model(
@@ -652,11 +654,17 @@ def add_logit_attribution(
         "logit.",
         insight_config(net),
         columns=LOGIT_ATTRIBUTION_COLUMNS,
+        tests=[data_test("adds_up", "attributions_add_up", lens=lens, tokens=tokens)],
     )
 
 
 def add_source_attribution(
-    net: Network, decoder: Decoder, tokens: Layer, directions: Layer, pattern: Layer
+    net: Network,
+    decoder: Decoder,
+    tokens: Layer,
+    directions: Layer,
+    pattern: Layer,
+    attribution: Layer,
 ) -> Layer:
     """What each token owes to those before it."""
     return net.model(
@@ -675,6 +683,11 @@ def add_source_attribution(
         "positions it adds up to these heads' attribution.",
         insight_config(net),
         columns=SOURCE_ATTRIBUTION_COLUMNS,
+        tests=[
+            data_test(
+                "adds_up", "sources_add_up", attribution=attribution, pattern=pattern
+            )
+        ],
     )
 
 

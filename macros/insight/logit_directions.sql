@@ -101,7 +101,7 @@ directions as materialized (
 ),
 
 {# W by columns, an input of the projection each #}
-columns as (
+columns as materialized (
     {%- for layer in range(projections | length) %}
     {{ 'union all' if not loop.first }}
     select

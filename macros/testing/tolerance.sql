@@ -8,6 +8,7 @@
         'norm': 1.0e-4,
         'attention': 1.0e-4,
         'probability': 1.0e-6,
+        'attribution': 1.0e-4,
         'reference_text': 5.0e-6,
         'reference_image': 3.0e-5,
     }[name])) }}
