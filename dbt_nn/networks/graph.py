@@ -676,8 +676,28 @@ class Network:
             for path, text in self.files.items()
             if looks_in(path)
         }
-        name = f"_{self.name}_{INSIGHT}__models.yml"
-        return files | {name: models_yaml(models, defaults, shared)}
+        start = f"_{self.name}_{INSIGHT}"
+        return files | {
+            f"{start}__models.yml": models_yaml(models, defaults, shared),
+            f"{start}__exposures.yml": to_yaml(
+                {"version": 2, "exposures": [self.exposure()]}
+            ),
+        }
+
+    def exposure(self) -> dict[str, Any]:
+        """Of the page that dbt-nn look makes, in the lineage after what it shows."""
+        shown = [name for name, (folder, _) in self.models.items() if folder == INSIGHT]
+        return {
+            "name": f"{self.name}_look",
+            "label": f"A look inside {self.name}",
+            "type": "application",
+            "description": (
+                "One HTML file that shows what the network thinks: "
+                f"dbt-nn look --network {self.name}."
+            ),
+            "owner": {"name": "dbt-nn look"},
+            "depends_on": [f"ref('{name}')" for name in shown],
+        }
 
 
 def looks_in(path: str) -> bool:
