@@ -84,10 +84,12 @@ class GPT2(TextNetwork):
     def forward(self) -> None:
         tokens = self.begin()
         embedding = x = self.embedding(tokens)  # [places, n_embd]
+        self.hooked(x, "blocks.0.hook_resid_pre")
         for n in range(self.config.n_layer):
             with self.part(f"h.{n}", f"layers/h_{n:02}", f"block_{n}"):
                 x = self.block(f"h.{n}", x)  # [places, n_embd]
         x = self.layer_norm("ln_f", x)  # [places, n_embd]
+        self.hooked(x, "ln_final.hook_normalized")
         head, logits = self.lm_head(x, self.head())  # [sequences, vocab_size]
         self.end(x, head, logits)
         add_insight(self, self.decoder(embedding, x, head))
@@ -114,25 +116,34 @@ class GPT2(TextNetwork):
 
     def block(self, h: str, x: Layer) -> Layer:
         """GPT2Block, [places, n_embd] -> the same: x += attn(x), x += mlp(x)."""
-        a = self.attention(f"{h}.attn", self.layer_norm(f"{h}.ln_1", x))
+        block = h.replace("h.", "blocks.")  # TransformerLens's
+        a = self.layer_norm(f"{h}.ln_1", x)
+        self.hooked(a, f"{block}.ln1.hook_normalized")
+        a = self.attention(f"{h}.attn", a)
+        self.hooked(a, f"{block}.attn.hook_z", heads="num_attention_heads")
         x = self.conv1d(
             *(f"{h}.attn.c_proj", a, "n_embd", "n_embd"),
             "Attention's output added to the residual stream",
             input_of(self.module(f"{h}.ln_2")),
             residual=x,
         )
+        self.hooked(x, f"{block}.hook_resid_mid")
+        m = self.layer_norm(f"{h}.ln_2", x)
+        self.hooked(m, f"{block}.ln2.hook_normalized")
         m = self.conv1d(
-            *(f"{h}.mlp.c_fc", self.layer_norm(f"{h}.ln_2", x), "n_embd", "n_inner"),
+            *(f"{h}.mlp.c_fc", m, "n_embd", "n_inner"),
             "Hidden layer of the MLP after GELU",
             input_of(self.module(f"{h}.mlp.c_proj")),
             activation="'gelu_new'",
         )
-        return self.conv1d(
+        self.hooked(m, f"{block}.mlp.hook_post", width="intermediate_size")
+        x = self.conv1d(
             *(f"{h}.mlp.c_proj", m, "n_inner", "n_embd"),
             "The MLP's output added to the residual stream",
             output_of(self.module(h)),
             residual=x,
         )
+        return self.hooked(x, f"{block}.hook_resid_post")
 
     def decoder(self, embedding: Layer, hidden: Layer, head: Source) -> Decoder:
         """What is looked at inside."""
@@ -159,6 +170,9 @@ class GPT2(TextNetwork):
     def attention(self, path: str, x: Layer) -> Layer:
         """GPT2Attention without its c_proj, [places, n_embd] -> the same."""
         q, k, v = (self.projection(path, part, x) for part in range(3))
+        block = path.replace("h.", "blocks.")
+        for letter, layer in (("q", q), ("k", k), ("v", v)):
+            self.hooked(layer, f"{block}.hook_{letter}", heads="num_attention_heads")
         reference = input_of(self.module(f"{path}.c_proj"))
         return self.causal_attention(path, q, k, v, reference)
 

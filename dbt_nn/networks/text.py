@@ -103,6 +103,19 @@ class TextNetwork(SequenceNetwork):
             ],
         )
 
+    def hooked(self, layer: Layer, hook: str, **sizes: str) -> Layer:
+        """Note a layer's name in TransformerLens, for its meta.
+
+        Args:
+            layer: the layer.
+            hook: the HookPoint that has the same activations.
+            sizes: hyper-parameters by name: `heads`, if the channels are of heads,
+                and `width`, the number of channels if it is not hidden_size.
+
+        """
+        self.models[layer.model][1]["config"]["meta"] |= {"hook": hook, **sizes}
+        return layer
+
     def lm_head(self, x: Layer, module: Module) -> tuple[Source, Layer]:
         """[places, width] -> the weights, and logits [sequences, vocab_size]."""
         weights = self.tensor(
@@ -164,6 +177,7 @@ def add_prompts(
     """The prompts with their options, [sequences]."""
     default = "'dbt_nn_prompts'"
     given = f"dbt_nn.user_relation({net.var('prompts', default)})"
+    interventions = f"dbt_nn.user_relation({net.var('interventions', 'none')})"
     checkpoint = net.var("checkpoint", f"'{net.name}'")
     return net.model(
         "prompts",
@@ -176,6 +190,7 @@ def add_prompts(
             merges,
             config,
             earlier="dbt_nn.earlier_rows(this)",
+            interventions=interventions,
         ),
         "The prompts with their generation options, one row a sequence: those that "
         "are complete, and those that are to be. A column of the prompts relation "
@@ -195,7 +210,12 @@ def add_prompts(
                 hook(f"dbt_nn.check_checkpoint({checkpoint}, '{net.name}')"),
                 hook(f"dbt_nn.check_keys(this, {given})"),
             ],
-            "post_hook": hook(f"dbt_nn.forget_withdrawn_prompts(this, {given})"),
+            "post_hook": [
+                hook(f"dbt_nn.forget_withdrawn_prompts(this, {given})"),
+                hook(
+                    f"dbt_nn.read_interventions(this, {given}, {interventions}, {config})"
+                ),
+            ],
         },
         columns=PROMPT_COLUMNS,
     )

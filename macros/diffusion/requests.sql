@@ -24,6 +24,7 @@
 -#}
 {% macro diffusion_requests(requests, options, scheduler, config, checkpoint) -%}
     {%- do dbt_nn.check_settings() -%}
+    {%- do dbt_nn.refuse_interventions() -%}
     {%- set names = dbt_nn.image_options() | list -%}
     {%- set of_a_row = names | reject('eq', 'batch_size') | list -%}
 {# materialized, so that no cast of a bad value is folded before its check #}

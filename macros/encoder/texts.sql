@@ -28,6 +28,7 @@
     tokenizer='wordpiece', first_position=0, earlier=none
 ) -%}
     {%- do dbt_nn.check_settings() -%}
+    {%- do dbt_nn.refuse_interventions() -%}
     {%- set given = {'key': key, 'text': text, 'pair': text_pair} -%}
 with options as materialized (
     {{ dbt_nn.run_options(options, dbt_nn.encoder_options() | list, 'encoder') | indent(4) }}

@@ -9,6 +9,7 @@
     vocabulary, merges, config   of the checkpoint
     earlier     the table itself where it is there already: of a prompt that is
                 unchanged no row is given
+    interventions   the user's relation of them, see interventions.sql
     -> (sequence_id, prompt_id, prompt, prompt_token_ids, the options,
        choice_token_ids, request, error, completion_id, checkpoint, batch,
        finished_at)
@@ -32,7 +33,7 @@
     replaced.
 -#}
 {% macro text_prompts(
-    prompts, options, checkpoint, vocabulary, merges, config, earlier=none
+    prompts, options, checkpoint, vocabulary, merges, config, earlier=none, interventions=none
 ) -%}
     {%- do dbt_nn.check_settings() -%}
     {%- set names = dbt_nn.generation_options() | list -%}
@@ -96,6 +97,11 @@ requested as materialized (
     )
 ),
 
+{% if interventions %}intervened as materialized (
+    {{ dbt_nn.intervention_digests('requested', interventions) | indent(4) }}
+),
+
+{% endif -%}
 digested as (
     select
         requested.*,
@@ -105,6 +111,13 @@ digested as (
             fields -> 'prompt',
             fields -> 'prompt_token_ids',
             options
+            {%- if interventions %},
+            (
+                select intervened.digest
+                from intervened
+                where intervened.prompt_id = requested.prompt_id
+            )
+            {%- endif %}
         ))::uuid as request
     from requested
 ),

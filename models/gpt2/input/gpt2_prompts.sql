@@ -7,4 +7,5 @@
     source('gpt2', 'merges'),
     source('gpt2', 'config'),
     earlier=dbt_nn.earlier_rows(this),
+    interventions=dbt_nn.user_relation(var('gpt2_interventions', none)),
 ) }}

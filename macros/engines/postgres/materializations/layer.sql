@@ -171,7 +171,7 @@
 
 {#-
     What decides the rows of a layer, an expression: a digest of its SELECT, of
-    the fingerprints of the layers that it reads and, for the first, of what the
+    the interventions on it, of the fingerprints of the layers that it reads and, for the first, of what the
     frontier is of.
 -#}
 {% macro fingerprint(sql) -%}
@@ -180,7 +180,8 @@
         if id in graph.nodes and graph.nodes[id].config.materialized == 'layer' -%}
         {%- do inputs.append(dbt_nn.literal(graph.nodes[id].relation_name)) -%}
     {%- endfor -%}
-md5('{{ local_md5(sql) }}' || coalesce(
+md5('{{ local_md5(sql) }}' ||
+    {%- if dbt_nn.is_intervened() %} {{ dbt_nn.intervention_fingerprint() }} ||{% endif %} coalesce(
     {%- if inputs %}
     (
         select string_agg(fingerprint, ',' order by relation)
@@ -332,6 +333,9 @@ md5('{{ local_md5(sql) }}' || coalesce(
         insert into {{ relation }}
         {{ program.alone }}
         {{ on_conflict }};
+        {%- endif %}
+        {%- if dbt_nn.is_intervened() %}
+        {{ dbt_nn.intervene(relation) | indent(4) }}
         {%- endif %}
         {%- if is_layer and policy.keeps_steps %}
         {{ dbt_nn.fingerprint_mark() }}

@@ -57,10 +57,12 @@
 
 
 {#- How many sessions may work on a network's batches: dbt's threads, as far as models
-    for them are selected. By default of the model's network. -#}
+    for them are selected. By default of the model's network. With interventions one does
+    all, since a prompt may read another's activations. -#}
 {% macro sessions(network=none) -%}
     {%- set network = network or model.config.meta.network -%}
-    {%- if not execute or target.threads < 2 or not dbt_nn.loop_owner(network) -%}
+    {%- if not execute or target.threads < 2 or not dbt_nn.loop_owner(network)
+        or dbt_nn.interventions_of(network) -%}
         {{ return(1) }}
     {%- endif -%}
     {%- set numbers = [1] -%}
