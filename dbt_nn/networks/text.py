@@ -179,6 +179,7 @@ def add_prompts(
     given = f"dbt_nn.user_relation({net.var('prompts', default)})"
     interventions = f"dbt_nn.user_relation({net.var('interventions', 'none')})"
     checkpoint = net.var("checkpoint", f"'{net.name}'")
+    arguments = f"this, {given}, {interventions}, {config}"
     return net.model(
         "prompts",
         call(
@@ -212,9 +213,7 @@ def add_prompts(
             ],
             "post_hook": [
                 hook(f"dbt_nn.forget_withdrawn_prompts(this, {given})"),
-                hook(
-                    f"dbt_nn.read_interventions(this, {given}, {interventions}, {config})"
-                ),
+                hook(f"dbt_nn.read_interventions({arguments})"),
             ],
         },
         columns=PROMPT_COLUMNS,

@@ -9,7 +9,8 @@
     change: intervention_digests().
 -#}
 
-{#- The columns of the user's relation, a list. Others are his own. -#}
+{#- The columns of the user's relation, a list. No others are taken: one of a wrong name
+    would go unnoticed. -#}
 {% macro intervention_columns() -%}
     {{ return([
         'prompt_id', 'layer', 'head', 'feature', 'position', 'what', 'value',
@@ -143,7 +144,16 @@ given_columns as materialized (
 ),
 
 relation as materialized (
-    select {{ dbt_nn.misspelt_column('given_columns', names) | indent(8) }} as problem
+    select (
+        select format(
+            'has a column %s, and may have {{ names | join(", ") }}',
+            given_columns.name
+        )
+        from given_columns
+        where given_columns.name not in ({{ dbt_nn.literals(names) }})
+        order by given_columns.name
+        limit 1
+    ) as problem
 ),
 
 layers as materialized (
