@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import psycopg2
 import pytest
+import torch
+import yaml
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import RealDictCursor
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -123,6 +125,47 @@ def test_warehouse(connection: psycopg2.extensions.connection, tmp_path: Path) -
 
     # all of it is in the example's own schemas
     assert example.schemas() == {example.schema, f"{example.schema}_gpt2"}
+    example.drop()
+
+
+@pytest.mark.long
+@torch.no_grad()
+def test_copying(connection: Connection, tmp_path: Path) -> None:
+    """Each head's drop is that of transformers without it."""
+    load_checkpoint(TWIN, "gpt2_twin")
+    example = copy_example("copying", tmp_path, connection)
+    example.dbt("--warn-error", "build", "--select", "+copying_heads")
+    rows = example.rows("copying_heads", "drop desc")
+    settings = yaml.safe_load((example.folder / "dbt_project.yml").read_text())["vars"]
+    reference = Reference(TWIN)
+    token_ids = reference.encode(
+        {"prompt": f"{settings['sentence']} {settings['name']}"}
+    )
+
+    def logprob(block: int = -1, head: int = -1) -> float:
+        size = reference.config.n_embd // reference.config.n_head
+
+        def without(_: Any, read: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            x = read[0].clone()
+            x[..., head * size : (head + 1) * size] = 0
+            return (x,)
+
+        handles = [
+            layer.attn.c_proj.register_forward_pre_hook(without)
+            for n, layer in enumerate(reference.model.transformer.h)
+            if n == block
+        ]
+        logits = reference.logits(token_ids)
+        for handle in handles:
+            handle.remove()
+        return logits[-2].log_softmax(-1)[token_ids[-1]].item()
+
+    assert len(rows) == 48
+    assert rows[0]["head"] == "L11H2"
+    for row in rows:
+        expected = logprob(*map(int, row["head"][1:].split("H")))
+        assert float(row["logprob"]) == pytest.approx(expected, abs=1e-3), row
+        assert float(row["drop"]) == pytest.approx(logprob() - expected, abs=2e-3), row
     example.drop()
 
 
