@@ -117,9 +117,6 @@ def main(out: Path) -> int:
             if invoke(look, [view.prompt, "--output", str(page)]):
                 raise DatabaseError(f"there is no page of {view.prompt!r}, see above")
             path = out / view.name
-            picture = picture_of(browser, page, view)
-            # as many colours as a PNG's palette has, the rare ones too
-            picture = picture.quantize(256, Image.Quantize.MAXCOVERAGE)
-            picture.save(path, optimize=True)
+            picture_of(browser, page, view).save(path, optimize=True)
             print(path)
     return 0
