@@ -1,8 +1,9 @@
-"""`dbt-nn look`: the terminal's table, and the page in a real browser."""
+"""`dbt-nn look`: the terminal's table, and the pages in a real browser."""
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import psycopg2
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, Playwright, ViewportSize, sync_playwright
 from psycopg2.extras import RealDictCursor
 from rich.console import Console
@@ -26,7 +28,7 @@ from dbt_nn import look
 from dbt_nn.database import connect
 from dbt_nn.page import text
 from dbt_nn.page.build import build, embedded_json
-from runs import TWIN, load_checkpoint
+from runs import TWIN, UNET_TWIN, load_checkpoint
 from tools.browser import BrowserError, find_browser
 
 pytestmark = pytest.mark.long
@@ -103,10 +105,10 @@ def looked(folder: Path, connection: psycopg2.extensions.connection) -> Look:
     return Look(path, done.stdout, numbers(path.read_text("utf-8")), relations)
 
 
-def rows(relation: str) -> list[dict[str, Any]]:
+def rows(relation: str, network: str = "gpt2") -> list[dict[str, Any]]:
     with closing(connect()) as opened:
         cursor = opened.cursor(cursor_factory=RealDictCursor)
-        cursor.execute(f"select * from {RELATIONS}.gpt2_{relation}")
+        cursor.execute(f"select * from {RELATIONS}.{network}_{relation}")
         return cursor.fetchall()
 
 
@@ -609,3 +611,100 @@ def test_contrast_of_what_is_coloured(opened: Opened) -> None:
             low, high = sorted(map(luminance, pair))
             assert (high + 0.05) / (low + 0.05) >= 4.5, pair
         opened.page.click("#theme")
+
+
+# --- Images -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn(folder: Path, connection: psycopg2.extensions.connection) -> Look:
+    """A page of two images in three steps."""
+    load_checkpoint(UNET_TWIN, "ddpm_twin")
+    path = folder / "image.html"
+    options = ("seed=3", "num_inference_steps=3", "batch_size=2")
+    done = call(folder, "--image", *options, "--output", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    relations = {
+        name: rows(name, "ddpm")
+        for name in (
+            "predictions",
+            "pixels",
+            "activation_components",
+            "place_attention",
+        )
+    }
+    return Look(path, done.stdout, numbers(path.read_text("utf-8")), relations)
+
+
+def pixels_of(uri: str) -> np.ndarray:
+    """The bytes of a picture on the page."""
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
+        return np.asarray(image)
+
+
+def test_pictures_are_those_of_the_relations(drawn: Look) -> None:
+    images = {image["id"]: image for image in drawn.data["images"]}
+    assert len(images) == 2
+    samples = {
+        (key, step): pixels_of(uri)
+        for key, image in images.items()
+        for step, uri in zip(image["steps"], image["samples"], strict=True)
+    }
+    assert {step for _, step in samples} == {0, 1, 2, 3}
+    for row in drawn.relations["pixels"]:
+        shown = samples[row["image_id"], row["step"]][row["y"], row["x"]]
+        assert shown.tolist() == row["pixel"]
+    seen = 0
+    for row in drawn.relations["predictions"]:
+        image = images[row["image_id"]]
+        shown = pixels_of(image["predictions"][image["steps"].index(row["step"])])
+        value = np.array(json.loads(row["channels"]))
+        wanted = np.clip(value / 2 + 0.5, 0, 1) * 255
+        assert shown[row["y"], row["x"]] == pytest.approx(wanted, abs=0.51)
+        seen += 1
+    assert seen == 2 * 3 * 32 * 32
+
+
+def test_layers_are_in_the_order_of_the_network(drawn: Look) -> None:
+    names = [layer["name"] for layer in drawn.data["layers"]]
+    assert {*names} == {
+        row["layer_name"] for row in drawn.relations["activation_components"]
+    }
+    assert names[0] == "ddpm_conv_in"
+    assert names[-1] == "ddpm_conv_out"
+    sides = [layer["images"][0]["size"][0] for layer in drawn.data["layers"]]
+    middle = next(i for i, name in enumerate(names) if "mid_block" in name)
+    assert sides[: middle + 1] == sorted(sides[: middle + 1], reverse=True)
+    assert sides[middle:] == sorted(sides[middle:])
+
+
+def test_page_of_images(browser: Any, drawn: Look) -> None:
+    opened = open_page(browser, drawn.path)
+    page = opened.page
+    source = "document.querySelector('#{}').src"
+    before = opened.evaluate(source.format("prediction"))
+    page.focus("#step")
+    page.keyboard.press("Home")
+    assert opened.text("#step-name") == "0 of 3"
+    assert opened.evaluate(source.format("prediction")) != before
+    page.click('#strip-samples [data-step="2"]')
+    assert opened.text("#step-name") == "2 of 3"
+    image = drawn.data["images"][0]
+    assert opened.evaluate(source.format("sample")) == image["samples"][2]
+    assert opened.evaluate(source.format("prediction")) == image["predictions"][2]
+    page.click('#gallery [data-layer="3"]')
+    assert opened.text("#layer-name") == drawn.data["layers"][3]["name"]
+    page.keyboard.press("ArrowRight")
+    page.focus('#gallery [data-layer="3"]')
+    page.keyboard.press("ArrowRight")
+    assert opened.text("#layer-name") == drawn.data["layers"][4]["name"]
+    page.select_option("#image", index=1)
+    other = drawn.data["images"][1]
+    assert opened.evaluate(source.format("sample")) == other["samples"][2]
+    page.set_viewport_size(PHONE)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+    assert opened.complaints == []
+    pictures = [url for url in opened.requests if not url.startswith("data:")]
+    assert pictures == [drawn.path.as_uri()]
+    assert drawn.path.stat().st_size < 3_000_000
+    page.close()
