@@ -160,11 +160,11 @@ layers as materialized (
     select
         layer.model,
         nullif(layer.hook, '') as hook,
-        case layer.heads
-            when true then {{ dbt_nn.hyperparameter(config_relation, 'num_attention_heads') | indent(8) }}
+        case
+            when layer.has_heads then {{ dbt_nn.hyperparameter(config_relation, 'num_attention_heads') | indent(8) }}
         end as heads,
-        case layer.is_inner
-            when true then {{ dbt_nn.hyperparameter(config_relation, 'intermediate_size') | indent(8) }}
+        case
+            when layer.is_inner then {{ dbt_nn.hyperparameter(config_relation, 'intermediate_size') | indent(8) }}
             else {{ dbt_nn.hyperparameter(config_relation, 'hidden_size') | indent(8) }}
         end as width
     from (
@@ -172,11 +172,11 @@ layers as materialized (
         {%- for node in dbt_nn.intervention_layers(network) %}
         (
             {{- dbt_nn.literal(node.name) }}, {{ dbt_nn.literal(node.config.meta.hook or '') }}
-            {{- ', ' ~ ((node.config.meta.heads or '') != '') }}
-            {{- ', ' ~ (node.config.meta.width == 'intermediate_size') -}}
+            {{- ', ' ~ ('true' if node.config.meta.heads else 'false') }}
+            {{- ', ' ~ ('true' if node.config.meta.width == 'intermediate_size' else 'false') -}}
         ){{ ',' if not loop.last }}
         {%- endfor %}
-    ) as layer (model, hook, heads, is_inner)
+    ) as layer (model, hook, has_heads, is_inner)
 ),
 
 {# the prompts of the run: `reach` is how many places the layers may have of one #}
