@@ -250,8 +250,9 @@
         {{ exceptions.raise_compiler_error(
             'dbt_project.yml switches off all of dbt_nn, with the hooks that a run needs: '
             ~ 'instead of `models: {dbt_nn: {+enabled: false}}` name its networks, '
-            ~ '`models: {dbt_nn: {gpt2: {+enabled: false}, minilm: {+enabled: false}, '
-            ~ 'ddpm: {+enabled: false}}}`'
+            ~ '`models: {dbt_nn: {gpt2: {+enabled: false}, gpt2_insight: {+enabled: false}, '
+            ~ 'minilm: {+enabled: false}, ddpm: {+enabled: false}, '
+            ~ 'ddpm_insight: {+enabled: false}}}`'
         ) }}
     {%- endif -%}
 {%- endmacro %}
