@@ -196,6 +196,7 @@ class Drawn:
 
 
 LAYERS = Part("", "layers")  # those of no block
+OURS = "{{ project_name == 'dbt_nn' }}"  # Jinja: this is the project that dbt runs in
 INSIGHT = "insight"  # the folder and the tag of what looks inside a network
 SESSIONS = 8  # that may work on the batches of a network, at most
 
@@ -680,12 +681,16 @@ class Network:
         return files | {
             f"{start}__models.yml": models_yaml(models, defaults, shared),
             f"{start}__exposures.yml": to_yaml(
-                {"version": 2, "exposures": [self.exposure()]}
+                {"version": 2, "exposures": [self.exposure(is_ours=not shared)]}
             ),
         }
 
-    def exposure(self) -> dict[str, Any]:
-        """Of the page that dbt-nn look makes, in the lineage after what it shows."""
+    def exposure(self, *, is_ours: bool) -> dict[str, Any]:
+        """Of the page that dbt-nn look makes, in the lineage after what it shows.
+
+        A project that has dbt_nn as a package may have switched off a network of ours,
+        and dbt parses no exposure of what is off.
+        """
         shown = [name for name, (folder, _) in self.models.items() if folder == INSIGHT]
         return {
             "name": f"{self.name}_look",
@@ -696,6 +701,7 @@ class Network:
                 f"dbt-nn look --network {self.name}."
             ),
             "owner": {"name": "dbt-nn look"},
+            **({"config": {"enabled": OURS}} if is_ours else {}),
             "depends_on": [f"ref('{name}')" for name in shown],
         }
 
