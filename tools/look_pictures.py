@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/insight.md: pages of `dbt-nn look`, as they come out.
+"""Draw the pictures of docs/insight.md: pages of dbt-nn look, as they come out.
 
     make look-pictures
 
