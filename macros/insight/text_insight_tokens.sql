@@ -141,8 +141,8 @@ order by followed.sequence_id, followed.position
 case
     when not exists (select from {{ held }})
         then 'the layers of {{ network }} hold nothing to look into: complete a prompt '
-            || 'with `dbt run --select {{ network }}`, in one session (--threads 1), since '
-            || 'several share the batches and leave the layers empty'
+            || 'with `dbt run --select {{ network }} --threads 1`: the first of several '
+            || 'sessions may have had no batch'
     {%- for key, count in (
         ('layers', 'num_hidden_layers'), ('heads', 'num_attention_heads')
     ) if options[key] is not none %}

@@ -556,6 +556,28 @@ def test_bad_options(small: tuple[Gpt2, Path], options: Any, message: str) -> No
     assert "Traceback" not in done.stdout
 
 
+def test_data_tests(small: tuple[Gpt2, Path]) -> None:
+    """They pass; and each sees what it is for."""
+    gpt2, _ = small
+    select = ("--select", "small_insight", *gpt2.arguments())
+    gpt2.dbt("test", *select, env=gpt2.environment)
+    for relation, change in (
+        ("attention_pattern", "pattern = pattern * 1.001 where query_position = 3"),
+        ("logit_lens", "kl_divergence = 0.1 where label = 'final_post'"),
+        ("logit_attribution", "label = 'embed' where label = 'attn_bias'"),
+        ("source_attribution", "logit = logit + 0.01 where source_position = 0"),
+    ):
+        gpt2.execute(f"update {gpt2.schema}.small_{relation} set {change}")
+    done = gpt2.dbt("test", *select, env=gpt2.environment, check=False)
+    for name in (
+        "attention_pattern_distributions",
+        "logit_lens_complete",
+        "logit_attribution_adds_up",
+        "source_attribution_adds_up",
+    ):
+        assert re.search(f"FAIL [0-9]+ small_{name}", done.stdout), name
+
+
 def test_empty_layers(small: tuple[Gpt2, Path]) -> None:
     """As a run leaves them whose sessions shared the batches."""
     gpt2, _ = small
