@@ -18,8 +18,8 @@
     The parts add up to the logit: the embeddings, each head without the bias of its
     projection, the biases of all projections (attn_bias), each MLP with its bias, and
     the bias of the last layer norm. Labels and parts are those of TransformerLens's
-    ActivationCache.get_full_resid_decomposition(expand_neurons=False), and numbers
-    those of logit_attrs.
+    ActivationCache.get_full_resid_decomposition(expand_neurons=False), where attn_bias
+    is `bias` and the last norm's is left out; numbers are those of logit_attrs.
 -#}
 {% macro logit_attribution(
     tokens, directions, stream, outputs, projections, words, positions, norm, head, heads
