@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -44,6 +45,17 @@ LONGEST = ("test_mutations", "test_faults", "test_bench", "test_documents")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort them so; pytest-xdist keeps the order with --no-loadscope-reorder."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+# Seconds since 1970, from when on no test begins: where the time for all of them is
+# limited, those that are left are skipped, and the run says how many.
+END_AT = float(os.environ.get("TESTS_END_AT", "inf"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if time.time() > END_AT:
+        pytest.skip("no time left")
 
 
 def run_script(
