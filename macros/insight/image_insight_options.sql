@@ -9,6 +9,10 @@
 -#}
 {% macro image_insight_options(options) -%}
     {%- set taken = {'image_ids': none, 'place': none} -%}
+    {#- parsing knows neither the network nor all vars -#}
+    {%- if not execute -%}
+        {{ return(taken) }}
+    {%- endif -%}
     {%- set name = 'the var ' ~ config.meta_get('network') ~ '_insight' -%}
     {%- if options is not mapping -%}
         {{ exceptions.raise_compiler_error(

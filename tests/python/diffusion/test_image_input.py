@@ -507,7 +507,11 @@ def test_generator_refuses(
     config = json.loads(source.read_text(encoding="utf-8"))
     source.write_text(json.dumps({**config, key: BAD_CONFIGS[key]}), encoding="utf-8")
     target = generate_network.Target(
-        tmp_path / "models", tmp_path / "x.svg", is_ours=True, shows_pictures=True
+        models=tmp_path / "models",
+        insight=tmp_path / "models_insight",
+        picture=tmp_path / "x.svg",
+        is_ours=True,
+        shows_pictures=True,
     )
     monkeypatch.setattr(generate_network, "find_target", lambda _: target)
     with pytest.raises(ExpectedError) as refusal:
