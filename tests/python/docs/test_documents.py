@@ -364,6 +364,9 @@ def run_sql(reader: Reader, block: Block) -> None:
         columns = [column.name for column in cursor.description]
         rows = cursor.fetchall()
     assert rows
+    if block.before in reader.outputs:  # for the block that shows what comes out
+        lines = [" ".join(map(str, row)) for row in [columns, *rows]]
+        reader.outputs[block.before] += "\n" + "\n".join(lines)
     output = reader.run(
         f'dbt --quiet show --output json --inline "{block.text}"', block.page
     )
@@ -372,7 +375,7 @@ def run_sql(reader: Reader, block: Block) -> None:
 
 
 def check_output(reader: Reader, block: Block) -> None:
-    """Each line of what a page shows is like one that its command printed."""
+    """Each line of what a page shows is like one that its command or query gave."""
     if block.before is None or block.before not in reader.outputs:
         return
     printed = {shape(line) for line in reader.outputs[block.before].splitlines()}
