@@ -22,7 +22,7 @@ from pathlib import Path
 import click
 import psutil
 
-from dbt_nn import server
+from dbt_nn import embedded, server
 from dbt_nn.cli import command
 from dbt_nn.command_line import PROJECT
 from dbt_nn.database import EXAMPLE, DatabaseError
@@ -77,18 +77,18 @@ def written() -> Iterator[Path]:
 def embedded_home() -> Path | None:
     """The embedded server's folder, if there is one."""
     with contextlib.suppress(OSError):
-        for home in (server.wanted_home(), server.fallback_home()):
-            if (home / server.MARKER).exists():
+        for home in (embedded.wanted_home(), embedded.fallback_home()):
+            if (home / embedded.MARKER).exists():
                 return home
     return None
 
 
 def programs_are_used() -> bool:
     """Whether others need the copies of PostgreSQL's programs, which root has."""
-    if list(server.FALLBACK.glob(f"*/{server.MARKER}")):
+    if list(embedded.FALLBACK.glob(f"*/{embedded.MARKER}")):
         return True
     running = (process.info["exe"] for process in psutil.process_iter(["exe"]))
-    return any(Path(exe).is_relative_to(server.FALLBACK) for exe in running if exe)
+    return any(Path(exe).is_relative_to(embedded.FALLBACK) for exe in running if exe)
 
 
 def edited(profile: Path) -> bool:
@@ -154,13 +154,13 @@ def main(yes: bool) -> int:
         else:
             path.unlink(missing_ok=True)
     if not programs_are_used():
-        shutil.rmtree(server.FALLBACK, ignore_errors=True)
+        shutil.rmtree(embedded.FALLBACK, ignore_errors=True)
     with contextlib.suppress(OSError):  # it holds pictures of the user's
         PICTURES.rmdir()
     print(f"removed {total / 1e6:,.1f} MB")
-    if os.geteuid() == 0 and server.own_user_exists():
+    if os.geteuid() == 0 and embedded.own_user_exists():
         print(
-            f"stays: the system user {server.NAME}, whom other copies of this project "
-            f"may need (`userdel {server.NAME}`)"
+            f"stays: the system user {embedded.NAME}, whom other copies of this "
+            f"project may need (`userdel {embedded.NAME}`)"
         )
     return 0

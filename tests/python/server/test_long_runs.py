@@ -21,8 +21,7 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 from conftest import Dbt
-from dbt_nn import database
-from dbt_nn import server as server_script
+from dbt_nn import database, embedded
 from runs import TWIN, UNET_TWIN, Ddpm, Gpt2, load_checkpoint
 from small_networks import IMAGE, TEXT, make_project, save_image, save_text
 
@@ -89,7 +88,7 @@ def memory(pid: int) -> int:
 
 @functools.cache
 def postmaster() -> int:
-    data = server_script.find_place().data
+    data = embedded.find_place().data
     return int((data / "postmaster.pid").read_text().split()[0])
 
 

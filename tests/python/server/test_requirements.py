@@ -19,7 +19,7 @@ import psycopg2
 import pytest
 
 from conftest import Dbt, OwnServer, run_script
-from dbt_nn import server as server_script
+from dbt_nn import embedded
 from runs import TWIN, copy_bare_project
 
 SCHEMA = "test_requirements"
@@ -173,7 +173,7 @@ def standby(
     """The environment of a hot standby: a stopped server's copy of itself."""
     home = isolated_environment / "own-standby"
     home.mkdir(mode=0o700)
-    place = server_script.Place(home, own_server.place.binaries, own_server.place.user)
+    place = embedded.Place(home, own_server.place.binaries, own_server.place.user)
     if place.user is not None:
         shutil.chown(home, place.user)
     data = ("--pgdata", str(place.data))
@@ -311,7 +311,7 @@ def pool(
                     stdout=log,
                     stderr=log,
                     cwd="/",
-                    **server_script._as_user(own_server.place.user),
+                    **embedded.as_user(own_server.place.user),
                 )
             )
             started.callback(process.send_signal, signal.SIGTERM)

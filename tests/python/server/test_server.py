@@ -19,8 +19,7 @@ import pytest
 import yaml
 
 from conftest import OwnServer, run_script
-from dbt_nn import database, requirements
-from dbt_nn import server as server_script
+from dbt_nn import database, embedded, requirements
 from dbt_process import run_dbt
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -29,7 +28,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def place(
     isolated_environment: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[server_script.Place]:
+) -> Iterator[embedded.Place]:
     """Place for a server that a test may kill."""
     folder = isolated_environment / "s"
     monkeypatch.setenv("DBT_NN_DATA", str(folder / "pg"))
@@ -37,7 +36,7 @@ def place(
     monkeypatch.setenv("DBT_NN_SHARED_BUFFERS", "128MB")
     folder.mkdir(mode=0o711)
     environment = dict(os.environ)  # whatever the test makes of it later
-    yield server_script.find_place()
+    yield embedded.find_place()
     run_script("server.py", "delete", env=environment)
     shutil.rmtree(folder)
 
@@ -59,7 +58,7 @@ def fail(*arguments: str) -> str:
     return done.stderr
 
 
-def postmaster(place: server_script.Place) -> int:
+def postmaster(place: embedded.Place) -> int:
     """Process number of a running server."""
     return int((place.data / "postmaster.pid").read_text().splitlines()[0])
 
@@ -134,7 +133,7 @@ def test_starts_over_a_process_number_that_is_another_programs(place):
     succeed("stop")
     pid_file = place.data / "postmaster.pid"
     pid_file.write_text(f"{os.getpid()}\n{place.data}\n1\n5432\n{place.socket}\n\n")
-    server_script._prepare_socket(place)
+    embedded.prepare_socket(place)
     (place.socket / ".s.PGSQL.5432").touch()
     assert run_script("server.py", "status").returncode == 3
     assert "is running" in succeed("start")
@@ -184,7 +183,7 @@ def test_listens_on_a_private_socket_only(place):
     }
     assert held
     assert not held & listening_inodes()
-    socket = place.socket / f".s.PGSQL.{server_script.PORT}"
+    socket = place.socket / f".s.PGSQL.{embedded.PORT}"
     inodes = {
         fields[6]
         for fields in map(str.split, Path("/proc/net/unix").read_text().splitlines())
@@ -250,7 +249,7 @@ def test_writes_one_line_of_a_profile_that_the_user_edited(place):
 def test_a_path_too_long_for_a_socket(place, monkeypatch):
     monkeypatch.setenv("DBT_NN_DATA", str(place.home.parent / ("long" * 30)))
     succeed("start")
-    long = server_script.find_place()
+    long = embedded.find_place()
     assert long.socket.parent == Path("/tmp")
     assert long.socket.stat().st_mode & 0o777 == 0o700
     assert "will do" in succeed("check")
@@ -287,7 +286,7 @@ def test_shared_buffers(place, monkeypatch):
         (16 * gib, 4 * gib),
         (256 * gib, 8 * gib),
     ]:
-        assert server_script.default_shared_buffers(memory) == expected
+        assert embedded.default_shared_buffers(memory) == expected
     monkeypatch.setenv("DBT_NN_SHARED_BUFFERS", "lots")
     assert "write it like 512MB" in fail("start")
     monkeypatch.setenv("DBT_NN_SHARED_BUFFERS", "900TB")
@@ -301,14 +300,14 @@ def test_stop_leaves_the_embedded_server_alone_where_the_target_is_another(
     with monkeypatch.context() as patch:
         patch.setenv("DBT_NN_TARGET", "server")
         assert "left alone" in succeed("stop")
-    assert server_script.is_running(place)
+    assert embedded.is_running(place)
     succeed("delete")
 
 
 def test_dbt_waits_for_a_server_that_is_not_back_yet(place, tmp_path):
     """As after a process of it was killed: the profile's retries."""
     succeed("start")
-    socket = place.socket / f".s.PGSQL.{server_script.PORT}"
+    socket = place.socket / f".s.PGSQL.{embedded.PORT}"
     aside = socket.with_name("aside")
     socket.rename(aside)
     log = tmp_path / "dbt.log"
@@ -349,9 +348,9 @@ def test_root_in_a_home_that_is_closed_to_others(
     # lest anything else here should go to the server of the tests' user
     with monkeypatch.context() as context:
         context.delenv("DBT_NN_DATA")
-        context.setattr(server_script, "user_project", lambda: closed)
-        context.setattr(server_script, "FALLBACK", isolated_environment / "var")
-        found = server_script.find_place()
+        context.setattr(embedded, "user_project", lambda: closed)
+        context.setattr(embedded, "FALLBACK", isolated_environment / "var")
+        found = embedded.find_place()
     assert found.home.parent == isolated_environment / "var"
     assert found.home.stat().st_uid == pwd.getpwnam(found.user).pw_uid
     assert "cannot reach" in found.note
@@ -363,20 +362,20 @@ def test_root_with_packages_that_are_closed_to_others(
     place, monkeypatch, isolated_environment
 ):
     closed = isolated_environment / "packages"
-    monkeypatch.setattr(server_script, "FALLBACK", isolated_environment / "copies")
-    wheel = server_script._wheel_folder()
+    monkeypatch.setattr(embedded, "FALLBACK", isolated_environment / "copies")
+    wheel = embedded.wheel_folder()
     package = wheel.parent
     for part in (wheel, package.with_name(f"{package.name}.libs")):
         target = closed / part.relative_to(package.parent)
         shutil.copytree(part, target, ignore=shutil.ignore_patterns("include"))
     closed.chmod(0o700)
-    user = server_script.own_user()
+    user = embedded.own_user()
     for _ in range(2):
-        binaries = server_script.reachable_binaries(
-            user, server_script.WHEEL, closed / package.name / wheel.name
+        binaries = embedded.reachable_binaries(
+            user, embedded.WHEEL, closed / package.name / wheel.name
         )
         assert binaries.is_relative_to(isolated_environment / "copies")
-        copied = server_script.Place(place.home, binaries, user)
+        copied = embedded.Place(place.home, binaries, user)
         assert copied.run("initdb", "--version").returncode == 0
 
 

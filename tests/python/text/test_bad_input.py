@@ -18,8 +18,7 @@ from psycopg2.extras import RealDictCursor
 from transformers import GPT2Config
 
 from conftest import Dbt, run_script
-from dbt_nn import database
-from dbt_nn import server as server_script
+from dbt_nn import database, embedded
 from runs import TWIN, Gpt2, Row, copy_project, load_checkpoint
 from text_reference import Reference, save_network
 
@@ -622,7 +621,7 @@ def kill_connections(connection: Connection) -> None:
 
 def kill_server(connection: Connection) -> None:
     """At once, as a crash would: what is not in the log is lost."""
-    data = server_script.find_place().data
+    data = embedded.find_place().data
     postmaster = int((data / "postmaster.pid").read_text().split()[0])
     os.kill(postmaster, signal.SIGQUIT)
 
