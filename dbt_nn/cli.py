@@ -35,6 +35,7 @@ COMMANDS = {
     "look": ("dbt_nn.look:main", "look inside a network, as a table and as a page"),
     "search": ("dbt_nn.search:main", "find the texts that are nearest to a query"),
     "pictures": ("dbt_nn.pictures:main", "write drawn images as PNG and GIF"),
+    "spark": ("dbt_nn.spark_command:main", "run a network on a Spark cluster"),
     "check": ("dbt_nn.check:main", "compare every layer with a reference"),
 }
 

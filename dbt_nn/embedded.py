@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -410,10 +410,16 @@ def server_settings(place: Place) -> dict[str, str]:
     return result
 
 
-def write_settings(place: Place) -> None:
-    """Write the settings file that postgresql.conf includes."""
+def write_settings(place: Place, others: Mapping[str, str] | None = None) -> None:
+    """Write the settings file that postgresql.conf includes.
+
+    Args:
+        place: of the server.
+        others: settings that go before those of server_settings().
+
+    """
     lines = ["# written by dbt-nn at every start; use `alter system`"]
-    for name, value in server_settings(place).items():
+    for name, value in {**server_settings(place), **(others or {})}.items():
         quoted = value.replace("'", "''")
         lines.append(f"{name} = '{quoted}'")
     write_private(place.data / f"{NAME}.conf", "\n".join(lines) + "\n", place.user)
@@ -466,8 +472,14 @@ def is_running(place: Place) -> bool:
     return done.returncode == 0
 
 
-def initialise(place: Place) -> None:
-    """Make the data directory; an interrupted attempt leaves nothing behind."""
+def initialise(place: Place, *, is_kept: bool = True) -> None:
+    """Make the data directory; an interrupted attempt leaves nothing behind.
+
+    Args:
+        place: of the server.
+        is_kept: whether its data is to outlive a crash of the machine.
+
+    """
     version = place.data / "PG_VERSION"
     if version.exists() and (place.home / INITIALISED).exists():
         ours = place.run("postgres", "--version").stdout
@@ -508,6 +520,7 @@ def initialise(place: Place) -> None:
         "--locale",
         "C",
         "--no-instructions",
+        *([] if is_kept else ["--no-sync"]),
     )
     if done.returncode != 0:
         raise DatabaseError(

@@ -108,7 +108,7 @@ def read_drawings(
                 shares = frame_shares(drawings) if way else [1]
                 for drawing in drawings:
                     steps = sorted({drawing.step(share) for share in shares})
-                    _read_frames(cursor, pixels, network, drawing, steps)
+                    read_frames(cursor, pixels, network, drawing, steps)
         except psycopg2.Error as error:
             raise DatabaseError(
                 f"{schema}.{network}_pixels can't be read: {str(error).strip()}"
@@ -187,13 +187,14 @@ def _finished(
     return [Drawing(i, step) for i, (step, _) in chosen.items()]
 
 
-def _read_frames(
+def read_frames(
     cursor: psycopg2.extensions.cursor,
     pixels: sql.Identifier,
     network: str,
     drawing: Drawing,
     steps: list[int],
 ) -> None:
+    """Read an image's frames at these steps."""
     # An array's binary form, [places, channels]: four integers and a bound for each
     # dimension, then a length and a value for each element.
     query = sql.SQL(

@@ -1,0 +1,140 @@
+"""Where a run writes its results: a folder of Parquet, or a table.
+
+Each task of Spark adds a file of its own when it is done, so that what is written
+stays, whatever ends the run later. Rows that are not asked for any more, or were
+replaced, go at the end of a run: the others are written anew beside, and take the place
+of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+# What a task has written is there at once: Hadoop's first algorithm moves all files
+# when the last task is done, and a driver that is killed before has written nothing.
+COMMIT_EACH_TASK = {
+    "spark.hadoop.mapreduce.fileoutputcommitter.algorithm.version": "2",
+}
+NEXT = "__next"  # after the name, while rows are written anew
+
+
+class Folder:
+    """A folder of Parquet files, on any file system that Spark knows."""
+
+    def __init__(self, spark: SparkSession, path: str):
+        self.spark = spark
+        self.name = path.rstrip("/")
+        self.next = self.name + NEXT
+        context = spark.sparkContext
+        self.paths = context._jvm.org.apache.hadoop.fs
+        self.files = self.paths.Path(self.name).getFileSystem(
+            context._jsc.hadoopConfiguration()
+        )
+
+    def recover(self) -> None:
+        """Finish what a run that was killed had begun.
+
+        Rows that were written anew are whole once the old ones are removed.
+        """
+        # of a run that was killed: tasks that did not end
+        self.files.delete(self.paths.Path(f"{self.name}/_temporary"), True)
+        if self._exists(self.next):
+            if self._exists(self.name):
+                self.files.delete(self.paths.Path(self.next), True)
+            else:
+                self._rename()
+
+    def read(self, schema: Any) -> DataFrame | None:
+        """The results that are there."""
+        if not self._exists(self.name):
+            return None
+        found = self.files.globStatus(self.paths.Path(f"{self.name}/*.parquet"))
+        if not len(found):
+            return None
+        return self.spark.read.schema(schema).parquet(self.name)
+
+    def columns(self) -> Sequence[str] | None:
+        """Names of the columns of what is there."""
+        found = self.files.globStatus(self.paths.Path(f"{self.name}/*.parquet"))
+        if found is None or not len(found):
+            return None
+        return self.spark.read.parquet(self.name).columns
+
+    def append(self, rows: DataFrame) -> None:
+        """Add results, a file a task."""
+        rows.write.mode("append").parquet(self.name)
+
+    def replace(self, rows: DataFrame) -> None:
+        """Put these in the place of all that are there."""
+        rows.write.mode("overwrite").parquet(self.next)
+        self.files.delete(self.paths.Path(self.name), True)
+        self._rename()
+
+    def _exists(self, path: str) -> bool:
+        return self.files.exists(self.paths.Path(path))
+
+    def _rename(self) -> None:
+        self.files.rename(self.paths.Path(self.next), self.paths.Path(self.name))
+
+
+class Table:
+    """A table of the catalog, of Parquet where the run makes it."""
+
+    def __init__(self, spark: SparkSession, name: str):
+        self.spark = spark
+        self.name = name
+        self.next = name + NEXT
+
+    def recover(self) -> None:
+        """Finish what a run that was killed had begun."""
+        if self.spark.catalog.tableExists(self.next):
+            if self.spark.catalog.tableExists(self.name):
+                self.spark.sql(f"drop table {self.next}")
+            else:
+                self._rename()
+
+    def read(self, schema: Any) -> DataFrame | None:
+        """The results that are there."""
+        if not self.spark.catalog.tableExists(self.name):
+            return None
+        # files that a run which was killed had added are not in a list of before
+        self.spark.catalog.refreshTable(self.name)
+        return self.spark.table(self.name)
+
+    def columns(self) -> Sequence[str] | None:
+        """Names of the columns of what is there."""
+        if not self.spark.catalog.tableExists(self.name):
+            return None
+        return self.spark.table(self.name).columns
+
+    def append(self, rows: DataFrame) -> None:
+        """Add results, a file a task."""
+        rows.write.mode("append").saveAsTable(self.name)
+
+    def replace(self, rows: DataFrame) -> None:
+        """Put these in the place of all that are there."""
+        rows.write.mode("overwrite").saveAsTable(self.next)
+        self.spark.sql(f"drop table {self.name}")
+        self._rename()
+
+    def _rename(self) -> None:
+        self.spark.sql(f"alter table {self.next} rename to {self.name}")
+
+
+def open_output(spark: SparkSession, name: str) -> Folder | Table:
+    """A folder where the name has a slash, or no table may be named so."""
+    plain = name.replace("`", "").replace(".", "").replace("_", "")
+    is_table = "." in name.strip("./") and plain.isalnum() and "/" not in name
+    return Table(spark, name) if is_table else Folder(spark, name)
+
+
+def open_input(spark: SparkSession, name: str) -> DataFrame:
+    """The DataFrame of a table, or of a file or folder of Parquet."""
+    is_path = "/" in name or name.endswith(".parquet")
+    if not is_path and spark.catalog.tableExists(name):
+        return spark.table(name)
+    return spark.read.parquet(name)
