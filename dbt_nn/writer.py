@@ -294,6 +294,13 @@ class Writer:
             _lines(texts.merges if texts else ()),
             binary=False,
         )
+        if texts and texts.settings.get("ignore_merges"):
+            # a word is looked up whole
+            self.cursor.execute(
+                sql.SQL("create index on {} using hash (token)").format(
+                    sql.Identifier(self.schema, "vocabulary")
+                )
+            )
 
     def word_pieces(self, texts: Tokenizer | None) -> None:
         """Create the characters, and the indexes by which words find their pieces."""

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dbt_nn.checkpoint.config import MAX_CONFIG_BYTES, check_value
+from dbt_nn.checkpoint.config import MAX_CONFIG_BYTES, check_value, unsupported
 from dbt_nn.checkpoint.files import CheckpointError, read_json
 from dbt_nn.checkpoint.scheduler import PIPELINE_INDEX, Parts, find_parts
 from dbt_nn.checkpoint.sentence import read_modules, sentence_keys
 from dbt_nn.networks import network_of
 from dbt_nn.networks.config import Config
 from dbt_nn.networks.graph import Network
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,30 @@ def read_configuration(source: Path) -> Configuration:
     check_value(content, path)
     family = network_of(content)
     content = family.complete(content)
+    if not family.is_encoder and not family.is_scheduled:
+        content = content | _generation_keys(parts.network)
     dense = None
     if family.is_encoder:
         content = content | sentence_keys(folder, modules, content, family.kind)
         dense = modules.dense if modules else None
     checked = family.config_type.read(content)
     return Configuration(family, content, checked, parts, dense)
+
+
+def _generation_keys(folder: Path) -> dict[str, Any]:
+    """The tokens that end a text, which generation_config.json may have anew.
+
+    transformers' generate() asks it first. Some files have several there, and
+    config.json one.
+    """
+    path = folder / GENERATION_CONFIG
+    if not path.is_file():
+        return {}
+    eos = read_json(path, MAX_CONFIG_BYTES).get("eos_token_id")
+    if eos is None:
+        return {}
+    if not all(type(i) is int for i in (eos if isinstance(eos, list) else [eos])):
+        raise unsupported(
+            "eos_token_id", eos, "only a token id or several are", GENERATION_CONFIG
+        )
+    return {"eos_token_id": eos}

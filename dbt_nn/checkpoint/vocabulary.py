@@ -13,9 +13,9 @@ from typing import Any
 
 from dbt_nn.checkpoint.files import MIB, CheckpointError, quoted, read_bytes, read_json
 
-# GPT-2's has 1.4 MB, one of 250,000 tokens 14 MB; JSON takes up to 25 times its
-# size once it is parsed.
-MAX_TOKENIZER_BYTES = 16 * MIB
+# GPT-2's has 1.4 MB, Llama 3's 17 MB; JSON takes up to 25 times its size once it is
+# parsed.
+MAX_TOKENIZER_BYTES = 24 * MIB
 NO_TOKENIZER = "load with --no-tokenizer and give token ids as prompts"
 # The files that may name special tokens, and say how texts are tokenized.
 SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
@@ -92,6 +92,62 @@ class TokenizerFile:
                 )
             added[entry["content"]] = entry
         return added
+
+    def frame(self) -> dict[str, list[int]]:
+        """The ids that the post-processor puts before and after a single text.
+
+        By prefix_token_ids and suffix_token_ids, which only a tokenizer with such
+        tokens has.
+        """
+        after = self.part("post_processor")
+        steps = [after] if after else []
+        if after.get("type") == "Sequence":
+            steps = self.items(after.get("processors"), "post_processor.processors")
+        before: list[int] = []
+        behind: list[int] = []
+        for step in steps:
+            kind = step.get("type") if isinstance(step, dict) else None
+            if kind == "ByteLevel":
+                continue
+            if kind in ("BertProcessing", "RobertaProcessing"):
+                cls, sep = (self._id_of_pair(step.get(key)) for key in ("cls", "sep"))
+                first, last = [cls], [sep]
+            elif kind == "TemplateProcessing":
+                first, last = self._template(step)
+            else:
+                raise self.refuse("post_processor.type", kind)
+            before, behind = first + before, behind + last
+        found = {"prefix_token_ids": before, "suffix_token_ids": behind}
+        return {key: ids for key, ids in found.items() if ids}
+
+    def _id_of_pair(self, pair: object) -> int:
+        """The id in a token and its id."""
+        match pair:
+            case [str(), token_id] if type(token_id) is int:
+                return token_id
+        raise self.refuse("post_processor", pair)
+
+    def _template(self, template: dict[str, Any]) -> tuple[list[int], list[int]]:
+        """The ids before and after the text in a template for one text."""
+        single, specials = template.get("single"), template.get("special_tokens")
+        parts: list[list[int]] = [[]]
+        for step in self.items(single, "post_processor.single"):
+            match step:
+                case {"Sequence": _}:
+                    parts.append([])
+                case {"SpecialToken": {"id": str(name)}}:
+                    entry = specials.get(name) if isinstance(specials, dict) else None
+                    ids = entry.get("ids") if isinstance(entry, dict) else None
+                    if not isinstance(ids, list) or not all(
+                        type(i) is int for i in ids
+                    ):
+                        raise self.refuse("post_processor.special_tokens", specials)
+                    parts[-1] += ids
+                case _:
+                    raise self.refuse("post_processor.single", single)
+        if len(parts) != 2:
+            raise self.refuse("post_processor.single", single)
+        return parts[0], parts[1]
 
     def ends(self) -> tuple[str | None, str | None]:
         """The first and last token that the post-processor puts around a text.

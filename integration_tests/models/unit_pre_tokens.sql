@@ -8,5 +8,5 @@ select
     -- As JSON, in which a newline shows.
     to_jsonb(part.content)::text as content
 from texts
-cross join lateral {{ dbt_nn.db_function('split_pre_tokens') }}(texts.prompt)
+cross join lateral {{ dbt_nn.db_function('split_pre_tokens') }}(texts.prompt, 'gpt2')
     with ordinality as part (content, i)

@@ -14,8 +14,9 @@
        choice_token_ids, request, error, completion_id, checkpoint, batch,
        finished_at)
 
-    Everything in a prompt is literal text; an empty one is read as the
-    checkpoint's bos token, as transformers' generate() does. `request` is a
+    Everything in a prompt is literal text. It gets the tokens before and after it
+    that the tokenizer's post-processor puts there; one without any token is read as
+    the checkpoint's bos token, as transformers' generate() does. `request` is a
     digest of all that decides the completion, the checkpoint included;
     completion_id names this attempt, to which tokens and layers belong.
 
@@ -196,7 +197,7 @@ encoded as materialized (
         sequence_id,
         array_agg(token_id order by position) as ids
     from (
-        {{ dbt_nn.byte_pair_encode('texts', vocabulary, merges) | indent(8) }}
+        {{ dbt_nn.byte_pair_encode('texts', vocabulary, merges, config=config) | indent(8) }}
     ) as token
     group by sequence_id
 ),
@@ -236,7 +237,13 @@ tokenized as materialized (
                     with ordinality as given (element, i)
                 order by i
             )
-            else coalesce(encoded.ids, '{}')
+            else {{ dbt_nn.token_ids_of(config, 'prefix_token_ids') | indent(12) }}
+                || coalesce(encoded.ids, '{}')
+                {#- a choice goes on where the prompt ends #}
+                || case
+                    when checked.options ? 'choices' then '{}'
+                    else {{ dbt_nn.token_ids_of(config, 'suffix_token_ids') | indent(20) }}
+                end
         end as ids
     ) as token
     where {{ dbt_nn.db_function('check_input') }}(
@@ -244,7 +251,7 @@ tokenized as materialized (
             when checked.error is null
                 and not checked.is_given
                 and checked.text <> ''
-                and token.ids = '{}'
+                and encoded.ids is null
                 then format(
                     'prompt_id %s: the checkpoint has no tokenizer: give '
                     'prompt_token_ids instead of a prompt', checked.prompt_id
@@ -432,4 +439,16 @@ from filled
 {#- The characters that Python's str.rstrip() takes from a text's end: a literal. -#}
 {% macro python_blanks() -%}
 E' \t\n\x0b\f\r\x1c\x1d\x1e\x1f\u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000'
+{%- endmacro %}
+
+
+{#- An array of tokens in config, by its parameter; empty where it has none. -#}
+{% macro token_ids_of(config, parameter) -%}
+array(
+    select id::integer
+    from jsonb_array_elements_text(
+        {{ dbt_nn.hyperparameter(config, parameter, 'jsonb') }}
+    ) with ordinality as token (id, i)
+    order by i
+)
 {%- endmacro %}

@@ -1,15 +1,17 @@
 {#-
-    Texts as tokens: GPT-2's byte-level byte pair encoding, as `tokenizers` has
-    it (add_prefix_space=False).
+    Texts as tokens: byte pair encoding, as `tokenizers` has it (add_prefix_space=False).
 
     texts        relation with one row a sequence: (key, text)
     vocabulary   relation: (token_id, token bytea, special)
     merges       relation: (left_id, right_id, rank, token_id)
+    config       relation: (parameter, value jsonb), or none for GPT-2's
     -> (key, position from 0, token_id)
 
-    Every distinct word is encoded once. Up to 128 bytes, a step of the
-    recursion merges one pair of each word; longer words go to
-    merge_byte_pairs(), whose setup costs more and each merge less.
+    A text is cut at special tokens, normalized, and cut into words. A word begins as
+    its bytes (GPT-2, Llama 3, Qwen) or, with byte_token_ids or unk_token_id in config,
+    as its characters (Llama 2, Mistral). Every distinct word is encoded once. Up to
+    128 of these, a step of the recursion merges one pair of each word; longer words
+    go to merge_byte_pairs(), whose setup costs more and each merge less.
 -#}
 {% macro byte_pair_encode(
     texts, vocabulary, merges, key='sequence_id', text='prompt', config=none
@@ -34,7 +36,11 @@ alphabet as materialized (
 ),
 
 {{ dbt_nn._segments(texts, 'bytes_and_specials', key, text, config) }},
-
+{% if config %}
+settings as materialized (
+    {{ dbt_nn._tokenizer_settings(config) | indent(4) }}
+),
+{% endif %}
 pre_tokens as materialized (
     select
         segments.sequence_id,
@@ -42,21 +48,80 @@ pre_tokens as materialized (
         pre_token.i,
         convert_to(pre_token.content, 'UTF8') as word
     from segments
-    cross join lateral {{ dbt_nn.db_function('split_pre_tokens') }}(segments.content)
+    {%- if config %}
+    cross join settings
+    cross join lateral (
+        {{ dbt_nn._normalized('segments.content', 'segments.segment', 'settings') | indent(8) }}
+    ) as normalized (content)
+    cross join lateral {{ dbt_nn.db_function('split_pre_tokens') }}(
+        normalized.content, settings.pre_tokenizer
+    ) with ordinality as pre_token (content, i)
+    {%- else %}
+    cross join lateral {{ dbt_nn.db_function('split_pre_tokens') }}(segments.content, 'gpt2')
         with ordinality as pre_token (content, i)
+    {%- endif %}
 ),
 
+distinct_words as materialized (
+    select
+        row_number() over () as id,
+        word
+    from (select distinct word from pre_tokens)
+),
+{% if config %}
+-- The words that are tokens, where a tokenizer ignores merges for them.
+whole_words as materialized (
+    select
+        words.word,
+        array[vocabulary.token_id] as tokens
+    from distinct_words as words
+    inner join {{ vocabulary }} as vocabulary on words.word = vocabulary.token
+    where (select ignore_merges from settings) and not vocabulary.special
+),
+
+letters as materialized (
+    select
+        words.id,
+        letter.i,
+        letter.letter collate "C" as letter
+    from distinct_words as words
+    cross join lateral
+        string_to_table(convert_from(words.word, 'UTF8'), null)
+            with ordinality as letter (letter, i)
+    where (select by_character from settings)
+),
+
+{{ dbt_nn._letter_tokens('letters', vocabulary, 'settings') }},
+{% endif %}
 words as materialized (
     select
-        word,
+        words.word,
         array_remove(
             array(
-                select (select byte_ids from alphabet)[get_byte(word, i) + 1]
-                from generate_series(0, length(word) - 1) as i
+                select (select byte_ids from alphabet)[get_byte(words.word, i) + 1]
+                from generate_series(0, length(words.word) - 1) as i
             ),
             null
         ) as tokens
-    from (select distinct word from pre_tokens)
+    from distinct_words as words
+    {%- if config %}
+    where not (select by_character from settings)
+        and not exists (select from whole_words where whole_words.word = words.word)
+    union all
+    select
+        words.word,
+        coalesce(spelt.tokens, '{}')
+    from distinct_words as words
+    left join (
+        select
+            id,
+            array_agg(token_id order by i, n) as tokens
+        from letter_tokens
+        group by id
+    ) as spelt on words.id = spelt.id
+    where (select by_character from settings)
+        and not exists (select from whole_words where whole_words.word = words.word)
+    {%- endif %}
 ),
 
 merging as (
@@ -64,7 +129,7 @@ merging as (
         word,
         tokens
     from words
-    where length(word) <= 128
+    where cardinality(tokens) <= 128
     union all
     select
         merging.word,
@@ -129,7 +194,14 @@ encoded_words as materialized (
             (select merged_ids from merge_table)
         ) as tokens
     from words
-    where length(words.word) > 128
+    where cardinality(words.tokens) > 128
+    {%- if config %}
+    union all
+    select
+        word,
+        tokens
+    from whole_words
+    {%- endif %}
 ),
 
 -- Joined by word before unnesting, or a long word is sorted once per token.

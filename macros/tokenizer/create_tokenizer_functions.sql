@@ -8,8 +8,13 @@ select pg_advisory_xact_lock(hashtext('dbt_nn.create_tokenizer_functions'));
 
 create schema if not exists {{ adapter.quote(target.schema) }};
 
-{# The pieces of a text that are encoded one by one, in their order. #}
-create or replace function {{ dbt_nn.db_function('split_pre_tokens') }} (input text)
+{#
+    The pieces of a text that are encoded one by one, in their order: by a
+    kind of _pre_token_pattern(), or 'none' for the text as it is.
+#}
+create or replace function {{ dbt_nn.db_function('split_pre_tokens') }} (
+    input text, pre_tokenizer text
+)
 returns setof text
 language sql immutable strict parallel safe rows 100
 as $body$
@@ -17,9 +22,39 @@ as $body$
     from
         regexp_matches(
             input collate "C",
-            $pattern${{ dbt_nn._pre_token_pattern() }}$pattern$,
+            case pre_tokenizer
+                {%- for kind in ('gpt2', 'digits', 'llama3', 'qwen2', 'metaspace', 'spaces') %}
+                when '{{ kind }}' then $pattern${{ dbt_nn._pre_token_pattern(kind) }}$pattern$
+                {%- endfor %}
+            end,
             'g'
         ) as match
+    union all
+    select input
+    where pre_tokenizer = 'none' and input <> ''
+$body$;
+
+{#
+    A text in Unicode's Normalization Form C, as `tokenizers` has it. Characters that
+    its version of Unicode does not know it leaves as they are: for it, a text is
+    composed on both sides of them.
+#}
+create or replace function {{ dbt_nn.db_function('compose_characters') }} (input text)
+returns text
+language sql immutable strict parallel safe
+as $body$
+    {%- set foreign = dbt_nn._unicode_class('foreign').split() | join %}
+    select case
+        when input collate "C" ~ '[{{ foreign }}]'
+            then (
+                select string_agg(coalesce(part.match[1], normalize(part.match[2], nfc)), '' order by part.i)
+                from
+                    regexp_matches(
+                        input collate "C", '([{{ foreign }}]+)|([^{{ foreign }}]+)', 'g'
+                    ) with ordinality as part (match, i)
+            )
+        else normalize(input, nfc)
+    end
 $body$;
 
 {#
@@ -27,7 +62,7 @@ $body$;
     word is a linked list of tokens; the pairs that a merge could join wait in
     one bucket per rank, a list linked from the pair that was put in last.
 
-    tokens         the word's bytes as tokens
+    tokens         the word's bytes or characters as tokens
     rank_of_pair   {"left_id right_id": rank, …}, ranks from 1 without a gap
     left_ids, right_ids, merged_ids   the merges in the order of their ranks
 #}

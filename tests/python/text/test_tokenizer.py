@@ -319,7 +319,7 @@ def test_character_classes(functions: Connection) -> None:
     split = ByteLevel(add_prefix_space=False, use_regex=True).pre_tokenize_str
     expected = [text[slice(*span)] for _, span in split(text)]
     cursor = functions.cursor()
-    cursor.execute(f"select {SCHEMA}.split_pre_tokens(%s)", [text])
+    cursor.execute(f"select {SCHEMA}.split_pre_tokens(%s, 'gpt2')", [text])
     ours = [row[0] for row in cursor]
     for own_piece, piece in zip(ours, expected, strict=False):
         assert ascii(own_piece) == ascii(piece)
