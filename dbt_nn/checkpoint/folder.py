@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from dbt_nn.checkpoint.chat import chat_settings
 from dbt_nn.checkpoint.config import unsupported
 from dbt_nn.checkpoint.configuration import Configuration, read_configuration
 from dbt_nn.checkpoint.files import CheckpointError, quoted
@@ -137,6 +138,8 @@ def open_checkpoint(
         texts = _read_tokenizer(configuration) if tokenizer else None
         if texts is not None:
             config = {**config, **texts.settings}
+            if not family.is_encoder:
+                config |= chat_settings(configuration.parts.network)
         checkpoint = Checkpoint(
             folder, family, config, tensors, modules, texts, scheduler, "", files
         )

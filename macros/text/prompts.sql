@@ -2,8 +2,9 @@
     The prompts with their generation options, one row a sequence: what the
     network has to complete, and what it has completed.
 
-    prompts     relation: prompt_id, and prompt or prompt_token_ids; a column
-                named like an option (see generation_options) sets it for the row
+    prompts     relation: prompt_id, and prompt, messages or prompt_token_ids; a column
+                named like an option (see generation_options and chat_options) sets it
+                for the row
     options     of all rows, see run_options
     checkpoint  its schema
     vocabulary, merges, config   of the checkpoint
@@ -19,6 +20,10 @@
     the checkpoint's bos token, as transformers' generate() does. `request` is a
     digest of all that decides the completion, the checkpoint included;
     completion_id names this attempt, to which tokens and layers belong.
+
+    A conversation (messages, or the option apply_chat_template) is the text that the
+    checkpoint's chat template makes of it, which has the tokens around it already:
+    see create_chat_functions().
 
     A prompt with choices is not completed: max_new_tokens is 0. choice_token_ids has
     each choice's tokens, a jsonb array of arrays, as lm-evaluation-harness takes them
@@ -37,7 +42,7 @@
     prompts, options, checkpoint, vocabulary, merges, config, earlier=none, interventions=none
 ) -%}
     {%- do dbt_nn.check_settings() -%}
-    {%- set names = dbt_nn.generation_options() | list -%}
+    {%- set names = dbt_nn.generation_options() | list + dbt_nn.chat_options() | list -%}
 with options as materialized (
     {{ dbt_nn.run_options(options, names, 'generation') | indent(4) }}
 ),
@@ -48,6 +53,7 @@ checked_options as materialized (
     where {{ dbt_nn.db_function('check_input') }}(
         'the generation options: ' || case
             {{ dbt_nn.generation_option_problems() | indent(8) }}
+            {{ dbt_nn.chat_option_problems() | indent(12) }}
         end
     )
 ),
@@ -78,7 +84,8 @@ requested as materialized (
         prompts.prompt_id,
         {{ dbt_nn.given_fields(
             'prompts.fields', ['prompt', 'prompt_token_ids'], 'given_columns'
-        ) | indent(8) }} as fields,
+        ) | indent(8) }}
+        || {{ dbt_nn.given_messages('prompts.fields') | indent(8) }} as fields,
         checked_options.options
         || {{ dbt_nn.given_fields('prompts.fields', names, 'given_columns') | indent(8) }}
         as options
@@ -92,8 +99,8 @@ requested as materialized (
             when prompt_id is null then 'prompt_id is NULL'
             when namesakes > 1
                 then format('prompt_id %s is there %s times', prompt_id, namesakes)
-            when not prompts.fields ?| array['prompt', 'prompt_token_ids']
-                then 'has neither a column prompt nor a column prompt_token_ids'
+            when not prompts.fields ?| array['prompt', 'messages', 'prompt_token_ids']
+                then 'has none of the columns prompt, messages and prompt_token_ids'
         end
     )
 ),
@@ -111,6 +118,7 @@ digested as (
             {{ dbt_nn.checkpoint_digest(checkpoint) }},
             fields -> 'prompt',
             fields -> 'prompt_token_ids',
+            fields -> 'messages',
             options
             {%- if interventions %},
             (
@@ -123,7 +131,7 @@ digested as (
     from requested
 ),
 
-checked as materialized (
+asked as materialized (
     select
         {%- if earlier %}
         (select coalesce(max(sequence_id), 0) from {{ earlier }}) +
@@ -131,14 +139,9 @@ checked as materialized (
         row_number() over (order by prompt_id) as sequence_id,
         digested.*,
         fields ? 'prompt_token_ids' as is_given,
+        {{ dbt_nn.conversation('fields', 'options') | indent(8) }} as conversation,
         case
-            when fields ? 'prompt_token_ids' then null
-            when options ? 'choices'
-                then rtrim(fields ->> 'prompt', {{ dbt_nn.python_blanks() }})
-            else fields ->> 'prompt'
-        end as text,
-        case
-            when fields = '{}' then 'has neither a prompt nor prompt_token_ids'
+            when fields = '{}' then 'has no prompt, messages or prompt_token_ids'
             when jsonb_typeof(fields -> 'prompt_token_ids') <> 'array'
                 then format(
                     'prompt_token_ids must be an array of token ids, not %s',
@@ -154,7 +157,9 @@ checked as materialized (
                     fields -> 'prompt_token_ids'
                 )
             {{ dbt_nn.generation_option_problems() | indent(8) }}
-        end as error
+            {{ dbt_nn.chat_option_problems() | indent(8) }}
+            {{ dbt_nn.conversation_problems('fields', 'options', config) | indent(8) }}
+        end as refusal
     from digested
     {%- if earlier %}
     where not exists (
@@ -165,13 +170,42 @@ checked as materialized (
     {%- endif %}
 ),
 
+checked as materialized (
+    select
+        asked.*,
+        read.prompt,
+        case
+            when asked.is_given then null
+            when asked.options ? 'choices'
+                then rtrim(read.prompt, {{ dbt_nn.python_blanks() }})
+            else read.prompt
+        end as text,
+        coalesce(asked.refusal, chat.problem) as error
+    from asked
+    left join lateral (
+        select
+            ran.content,
+            ran.problem
+        from {{ dbt_nn.db_function('chat_text') }}(
+            {{ dbt_nn.hyperparameter(config, 'chat_program', 'jsonb') | indent(12) }},
+            {{ dbt_nn.hyperparameter(config, 'chat_tokens', 'jsonb') | indent(12) }},
+            asked.conversation,
+            asked.options -> 'chat_template_kwargs'
+        ) as ran
+        where asked.conversation is not null and asked.refusal is null
+    ) as chat on true
+    cross join lateral (
+        select coalesce(chat.content, asked.fields ->> 'prompt') as prompt
+    ) as read
+),
+
 {# a text of its own for each choice, by numbers that no sequence has #}
 choice_texts as materialized (
     select
         -row_number() over () as text_id,
         checked.sequence_id,
         choice.number,
-        case when checked.is_given then '' else checked.fields ->> 'prompt' end
+        case when checked.is_given then '' else checked.prompt end
         || choice.text as text
     from checked
     cross join lateral jsonb_array_elements_text(checked.options -> 'choices')
@@ -237,6 +271,7 @@ tokenized as materialized (
                     with ordinality as given (element, i)
                 order by i
             )
+            when checked.conversation is not null then coalesce(encoded.ids, '{}')
             else {{ dbt_nn.token_ids_of(config, 'prefix_token_ids') | indent(12) }}
                 || coalesce(encoded.ids, '{}')
                 {#- a choice goes on where the prompt ends #}
@@ -336,7 +371,7 @@ typed as (
     select
         sequence_id::integer as sequence_id,
         prompt_id,
-        fields ->> 'prompt' as prompt,
+        prompt,
         token_ids as prompt_token_ids,
         coalesce(
             (valid_options ->> 'do_sample')::boolean,

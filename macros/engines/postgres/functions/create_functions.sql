@@ -168,6 +168,8 @@
 
     {{ dbt_nn.create_tokenizer_functions() }}
 
+    {{ dbt_nn.create_chat_functions() }}
+
     {#
         The text that a token adds after the bytes before it: of a character
         that is split over tokens nothing until it is whole, unless no more
