@@ -108,8 +108,13 @@ test: lint seed  ## check style, and run all tests but the long ones
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long'
 
 .PHONY: test-long
-test-long: setup-test seed  ## run the others: faults, mutations, long runs, documents
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
+test-long: setup-test seed  ## run the others but `make distributed`: faults, mutations, documents
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long \
+		--ignore tests/python/spark/test_spark_cluster.py
+
+.PHONY: distributed
+distributed: setup-test  ## try networks on a Spark cluster here (Java; DISTRIBUTED_TEXTS=3000)
+	@REQUIRE_JAVA=1 $(PY) -m pytest tests/python/spark/test_spark_cluster.py
 
 .PHONY: check
 check: checkpoint  ## compare every layer with transformers and diffusers

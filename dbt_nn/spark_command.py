@@ -42,7 +42,14 @@ from dbt_nn.spark import (
     select_rows,
 )
 from dbt_nn.spark import metrics as new_metrics
-from dbt_nn.spark.output import COMMIT_EACH_TASK, Folder, Table, open_input, open_output
+from dbt_nn.spark.output import (
+    COMMIT_EACH_TASK,
+    Folder,
+    Table,
+    is_table,
+    open_input,
+    open_output,
+)
 from dbt_nn.spark.plan import RESULTS, ROWS, SparkError, Task
 from dbt_nn.spark.prepare import Network, prepared
 
@@ -75,23 +82,26 @@ def check_java() -> None:
     )
 
 
-@contextlib.contextmanager
-def quiet(verbose: bool) -> Iterator[Path | None]:
-    """Keep what Java writes to stderr in a file: warnings, and traces of its own.
+def is_submitted() -> bool:
+    """Whether spark-submit started this process, and a JVM before it."""
+    return "PYSPARK_GATEWAY_PORT" in os.environ
 
-    A JVM has the stderr that it was started with.
+
+@contextlib.contextmanager
+def quiet(verbose: bool) -> Iterator[None]:
+    """Keep what Java writes to stderr from the terminal: warnings, traces of its own.
+
+    A JVM has the stderr that it was started with: a file without a name.
     """
-    if verbose or "PYSPARK_GATEWAY_PORT" in os.environ:
-        yield None
+    if verbose or is_submitted():
+        yield
         return
     sys.stderr.flush()
-    with tempfile.NamedTemporaryFile(
-        prefix="dbt_nn-spark-log-", suffix=".txt", delete=False
-    ) as log:
-        path, kept = Path(log.name), os.dup(2)
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)
     try:
-        yield path
+        yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -99,15 +109,21 @@ def quiet(verbose: bool) -> Iterator[Path | None]:
 
 @contextlib.contextmanager
 def session(
-    master: str | None, configuration: dict[str, str], *, verbose: bool
+    master: str | None, configuration: dict[str, str], *, tables: bool, verbose: bool
 ) -> Iterator[SparkSession]:
     """A session of Spark: that of spark-submit, or one of our own.
+
+    Args:
+        master: of the cluster.
+        configuration: settings of Spark.
+        tables: whether there are tables, which outlive a session in Hive's catalog.
+        verbose: show what Spark logs.
 
     Raises:
         SparkError: Spark does not start.
 
     """
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:
+    if not is_submitted():
         check_java()
     try:
         from pyspark.errors import PySparkException
@@ -121,25 +137,21 @@ def session(
     builder = SparkSession.builder.appName("dbt-nn")
     if master:
         builder = builder.master(master)
-    elif "PYSPARK_GATEWAY_PORT" not in os.environ and "spark.master" not in (
-        configuration
-    ):
+    elif "spark.master" not in configuration and not is_submitted():
         builder = builder.master("local[*]")
     settings = {
         "spark.ui.showConsoleProgress": "false",
         **COMMIT_EACH_TASK,
+        **({"spark.sql.catalogImplementation": "hive"} if tables else {}),
         **configuration,
     }
     for name, value in settings.items():
         builder = builder.config(name, value)
-    log = None
     try:
-        with quiet(verbose) as log:
+        with quiet(verbose):
             try:
                 made = builder.getOrCreate()
-            except (PySparkException, OSError) as error:
-                raise SparkError(f"Spark does not start: {reason(error)}") from None
-            except Exception as error:  # py4j's, of which each version has others
+            except Exception as error:  # of Spark or py4j, in each version others
                 raise SparkError(f"Spark does not start: {reason(error)}") from None
         if not verbose:
             made.sparkContext.setLogLevel("OFF")
@@ -153,9 +165,6 @@ def session(
         if type(error).__module__.startswith("py4j"):
             raise SparkError(reason(error)) from None
         raise
-    finally:
-        if log is not None:
-            log.unlink(missing_ok=True)
 
 
 def reason(error: BaseException) -> str:
@@ -395,7 +404,8 @@ def run(
     if kind == "score":
         options = {"max_new_tokens": 0, **options}
     variables = parse_options(told["variables"]) if told["variables"] else {}
-    with session(master, configuration, verbose=verbose) as spark:
+    tables = is_table(given) or is_table(output)
+    with session(master, configuration, tables=tables, verbose=verbose) as spark:
         df = open_input(spark, given)
         task = plan.make(
             kind,

@@ -3,7 +3,7 @@
     python scripts/uninstall.py          # says what, and asks
     python scripts/uninstall.py --yes
 
-stops the embedded server and removes its data, what dbt, Python and the scripts
+stops the embedded server and removes its data, what dbt, Python, Spark and the scripts
 wrote, and the virtual environment. It leaves what is yours: other files in
 pictures/, a profiles.yml that you have edited, a server of your own, and the
 checkpoints in the Hugging Face Hub's cache.
@@ -30,6 +30,7 @@ from dbt_nn.pictures import is_ours
 
 # As in .gitignore: below the project's folder, and those that are there once.
 ANYWHERE = ("target", "logs", "dbt_packages", "package-lock.yml", "__pycache__")
+SPARK = ("spark-warehouse", "metastore_db", "derby.log")
 TOOLS = (".pytest_cache", ".ruff_cache", ".hypothesis")
 ONCE = ("output", ".cache", ".user.yml")
 VENV = PROJECT / ".venv"
@@ -58,18 +59,18 @@ def ours(path: Path) -> bool:
 
 
 def written() -> Iterator[Path]:
-    """What dbt, Python and the scripts wrote."""
+    """What dbt, Python, Spark and the scripts wrote."""
     for name in (*ONCE, *TOOLS):
         if (PROJECT / name).exists():
             yield PROJECT / name
     for folder, folders, files in os.walk(PROJECT):
-        for name in ANYWHERE:
+        for name in (*ANYWHERE, *SPARK):
             if name in folders or name in files:
                 yield Path(folder) / name
         folders[:] = [
             name
             for name in folders
-            if name not in (*ANYWHERE, *ONCE, *TOOLS)
+            if name not in (*ANYWHERE, *SPARK, *ONCE, *TOOLS)
             and not (Path(folder) == PROJECT and name.startswith("."))
         ]
 

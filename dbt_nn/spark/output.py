@@ -125,16 +125,21 @@ class Table:
         self.spark.sql(f"alter table {self.next} rename to {self.name}")
 
 
+def is_table(name: str) -> bool:
+    """Whether a name is a table's: it has a dot, and nothing that a path has."""
+    parts = name.split(".")
+    return (
+        len(parts) > 1
+        and parts[-1] != "parquet"
+        and all(part.replace("_", "").strip("`").isalnum() for part in parts)
+    )
+
+
 def open_output(spark: SparkSession, name: str) -> Folder | Table:
-    """A folder where the name has a slash, or no table may be named so."""
-    plain = name.replace("`", "").replace(".", "").replace("_", "")
-    is_table = "." in name.strip("./") and plain.isalnum() and "/" not in name
-    return Table(spark, name) if is_table else Folder(spark, name)
+    """A table or a folder."""
+    return Table(spark, name) if is_table(name) else Folder(spark, name)
 
 
 def open_input(spark: SparkSession, name: str) -> DataFrame:
     """The DataFrame of a table, or of a file or folder of Parquet."""
-    is_path = "/" in name or name.endswith(".parquet")
-    if not is_path and spark.catalog.tableExists(name):
-        return spark.table(name)
-    return spark.read.parquet(name)
+    return spark.table(name) if is_table(name) else spark.read.parquet(name)

@@ -17,7 +17,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
@@ -132,18 +131,17 @@ def _read(kept: dict[str, Any]) -> Network:
 
 def prepare(task: Task) -> Network:
     """Build the network on a server of the driver's, and describe what was built."""
-    folder = Path(tempfile.mkdtemp(prefix="dbt_nn-spark-dbt-"))
+    server = with_server(
+        task.source, wanted_buffers(task.source), lambda made: _input(made, task)
+    )
     try:
-        server = with_server(
-            task.source, wanted_buffers(task.source), lambda made: _input(made, task)
-        )
-        try:
-            results = _run_dbt(task, server, folder)
-            return _describe(task, server, results, folder)
-        finally:
-            server.close()
+        # it goes with the server, whatever ends this process
+        folder = Path(server.home) / "dbt"
+        folder.mkdir()
+        results = _run_dbt(task, server, folder)
+        return _describe(task, server, results, folder)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        server.close()
 
 
 def _input(server: Server, task: Task) -> None:

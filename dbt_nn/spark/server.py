@@ -55,9 +55,9 @@ class Server:
         answer = json.loads(self.watchdog.stdout.readline() or '{"error": "no answer"}')
         if "error" in answer:
             self.close()
-            raise SparkError(
-                f"an executor's PostgreSQL did not start: {answer['error']}"
-            )
+            # on one line: Spark shows an executor's error as lines of a trace
+            said = " ".join(answer["error"].split())
+            raise SparkError(f"an executor's PostgreSQL did not start: {said}")
         self.socket, self.process = answer["socket"], answer["pid"]
         self.home = answer["home"]
 

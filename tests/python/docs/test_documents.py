@@ -44,6 +44,9 @@ EXCEPTIONS = {
     "export DBT_NN_TARGET=server": "test_own_server.py runs all on such a server",
     "create extension": "an administrator's; test_roles.py runs it",
     "grant usage on schema extensions": "test_roles.py runs it",
+    "dbt-nn spark run --master": "needs a cluster; test_spark_cluster.py has one",
+    "spark-submit": "the same",
+    "def model": "needs Databricks, and was not tried there, as the page says",
 }
 # What a reader has and a test has not: a folder of that name in its place, which
 # the commands take as well.
@@ -387,7 +390,18 @@ def check_output(reader: Reader, block: Block) -> None:
     assert missing == [], "\n".join(sorted(printed))
 
 
-LANGUAGES = {"sh": run_sh, "sql": run_sql, "text": check_output, "json": check_output}
+def run_python(reader: Reader, block: Block) -> None:
+    if not is_exception(block.text):
+        reader.run(f"python - <<'END'\n{block.text}\nEND", block.page)
+
+
+LANGUAGES = {
+    "sh": run_sh,
+    "sql": run_sql,
+    "python": run_python,
+    "text": check_output,
+    "json": check_output,
+}
 
 
 @pytest.mark.long

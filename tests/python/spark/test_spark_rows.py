@@ -21,6 +21,7 @@ from psycopg2.extensions import connection as Connection
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 from spark_cluster import leftovers, local_session, wait_until
+from transformers import BertForSequenceClassification
 
 from conftest import Dbt
 from dbt_nn import generate as generate_network
@@ -285,6 +286,42 @@ def test_pictures_are_those_of_dbt_run(
             wanted = runs.pixels(row.image_id, row.num_inference_steps)
             assert np.array_equal(pixels.reshape(wanted.shape), wanted)
     assert [row.image_id for row in found if row.error] == [11]
+
+
+@pytest.mark.long
+def test_classes_of_pairs_are_those_of_dbt_run(
+    spark: SparkSession, dbt: Dbt, connection: Connection, tmp_path: Path
+) -> None:
+    labels = {0: "no", 1: "yes", 2: "perhaps"}
+    words = [text[:500] for _, text in TEXTS if text]
+    checkpoint = save_encoder(
+        tmp_path / "pairs", words, 4, BertForSequenceClassification, id2label=labels
+    )
+    load_checkpoint(checkpoint, "spark_pairs")
+    project = copy_bare_project(tmp_path / "project")
+    files = generate_network.generate(checkpoint, "spark_pairs")
+    generate_network.write(project / "models" / "spark_pairs", files)
+    runs = Encoder(
+        dbt, connection, "test_spark_pairs", tmp_path / "target", "spark_pairs", project
+    )
+    rows = [(key, text, None if key == 5 else "my dear") for key, text in TEXTS]
+    try:
+        runs.write_texts([{"id": k, "text": a, "other": b} for k, a, b in rows])
+        runs.run(spark_pairs_text_pair="other")
+        expected = of_dbt(runs, "spark_pairs_classes", "key")
+    finally:
+        runs.drop()
+        runs.execute("drop schema spark_pairs cascade")
+    found = nn.classify(
+        spark.createDataFrame(rows, "id int, text string, other string"),
+        network="spark_pairs",
+        text_pair="other",
+        checkpoint=str(checkpoint),
+        name="spark_pairs",
+        project=str(project),
+    )
+    assert_same(as_rows(found.collect(), key="key"), expected)
+    assert {row["label"] for row in expected.values()} <= {*labels.values(), None}
 
 
 # --- What stops all rows ----------------------------------------------------------
