@@ -10,44 +10,65 @@
     is the same, bit for bit, whether later places are there already (prefill) or not
     (decoding). Keys and values lie in rows that fill a page: a token at context 1,000
     took 1.35 times as long with a row for all heads of a position.
+
+    With a window a query's scores and weights begin at its `origin`, the first position of
+    the long block of values where its window begins. Weights before the window are 0.
 -#}
 
-{% macro postgres__attention(query, key, value, heads, head_size, causal, blocks) -%}
+{% macro postgres__attention(
+    query, key, value, heads, head_size, causal, blocks, kv_heads, window
+) -%}
     {%- if causal and blocks and heads -%}
         {%- do dbt_nn.say('has_step', true) -%}
         {%- if dbt_nn.way() in ('alone', 'band') -%}
-            {{ return(dbt_nn.prompt_attention(query, key, value, heads, blocks)) }}
+            {{ return(dbt_nn.prompt_attention(
+                query, key, value, heads, blocks, kv_heads, window
+            )) }}
         {%- endif -%}
-        {{ return(dbt_nn.causal_attention(query, key, value, heads, blocks)) }}
+        {{ return(dbt_nn.causal_attention(
+            query, key, value, heads, blocks, kv_heads, window
+        )) }}
     {%- elif not causal and head_size and dbt_nn.place_columns() == ['image_id', 'y', 'x'] -%}
         {{ return(dbt_nn.spatial_attention(query, key, value, head_size)) }}
     {%- elif not causal and dbt_nn.place_columns() == ['sequence_id', 'position'] -%}
         {{ return(dbt_nn.whole_attention(query, key, value, heads, head_size)) }}
     {%- endif -%}
-    {{ return(dbt_nn.default__attention(query, key, value, heads, head_size, causal, blocks)) }}
+    {{ return(dbt_nn.default__attention(
+        query, key, value, heads, head_size, causal, blocks, kv_heads, window
+    )) }}
 {%- endmacro %}
 
 
-{% macro causal_attention(query, key, value, heads, blocks) -%}
-{# each head of the queries, see half_scaled(); `start` features are before its own #}
+{% macro causal_attention(query, key, value, heads, blocks, kv_heads, window) -%}
+{# each head of the queries, see half_scaled(); its keys and values are of `kv_head`, and
+   `start` features are before theirs #}
 with queries as (
     select
         x.sequence_id,
         x.position,
         head.number as head,
+        head.number / x.queries_a_key as kv_head,
         x.size,
-        x.size * head.number as start,
+        head.number / x.queries_a_key * x.size as start,
+        {%- if window %}
+        x.first,
+        {{ dbt_nn.window_origin('x.first') }} as origin,
+        {%- endif %}
         subvector(x.activation, x.size * head.number + 1, x.size) as activation
     from (
         select
             x.sequence_id,
             x.position,
+            {%- if window %}
+            {{ dbt_nn.window_start('x.position', window) }} as first,
+            {%- endif %}
             shape.heads,
+            shape.queries_a_key,
             shape.size,
             {{ dbt_nn.half_scaled('x.activation', 'shape') }} as activation
         from {{ dbt_nn.at_frontier(query, 'x') }}
         cross join (
-            {{ dbt_nn.heads_shape(query, heads) | indent(12) }}
+            {{ dbt_nn.heads_shape(query, heads, kv_heads) | indent(12) }}
         ) as shape
         offset 0
     ) as x
@@ -60,11 +81,15 @@ weights as (
         queries.sequence_id,
         queries.position,
         queries.head,
+        queries.kv_head,
         queries.size,
         queries.start,
-        {{ dbt_nn.db_function('softmax_of_halves') }}((
-            {{ dbt_nn.attention_scores('queries', key, blocks) | indent(12) }}
-        )) as weight
+        {%- if window %}
+        queries.origin,
+        {%- endif %}
+        {{ dbt_nn.windowed_softmax(
+            'queries', dbt_nn.attention_scores('queries', key, blocks, window), window
+        ) | indent(8) }} as weight
     from queries
     offset 0
 ),
@@ -75,7 +100,7 @@ outputs as (
         weights.position,
         weights.head,
         (
-            {{ dbt_nn.attention_output('weights', value, blocks) | indent(12) }}
+            {{ dbt_nn.attention_output('weights', value, blocks, window) | indent(12) }}
         ) as activation
     from weights
     offset 0
@@ -93,12 +118,14 @@ group by outputs.sequence_id, outputs.position
 
 
 {#-
-    How queries are cut in heads: a SELECT of one row (heads, size, tiny, scale), or none.
-    The last two are vectors(n) for half_scaled().
+    How queries are cut in heads: a SELECT of one row (heads, queries_a_key, size, tiny,
+    scale), or none. So many heads of queries share one of keys and values; the last two
+    are vectors(n) for half_scaled().
 -#}
-{% macro heads_shape(query, heads) -%}
+{% macro heads_shape(query, heads, kv_heads=none) -%}
 select
     first.heads,
+    {{ 'first.heads / ' ~ kv_heads if kv_heads else '1' }} as queries_a_key,
     first.n / first.heads as size,
     {{ dbt_nn.repeated(dbt_nn.tiny_number(), 'first.n') }} as tiny,
     {{ dbt_nn.repeated('0.5 / sqrt(first.n / first.heads)', 'first.n') }} as scale
@@ -120,8 +147,42 @@ offset 0
 {%- endmacro %}
 
 
+{#- The first position that a query attends to: an expression. -#}
+{% macro window_start(position, window) -%}
+    greatest({{ position }} - {{ window }} + 1, 0)
+{%- endmacro %}
+
+
+{#- Where a query's scores begin, by the first position that it attends to: an expression. -#}
+{% macro window_origin(first) -%}
+    {{ first }} / {{ dbt_nn.value_blocks()[1] }} * {{ dbt_nn.value_blocks()[1] }}
+{%- endmacro %}
+
+
+{#- The weights of a row of queries, from its origin on, by the half scores from there
+    on, a SELECT of a vector: an expression. -#}
+{% macro windowed_softmax(query, scores, window) -%}
+{%- if window -%}
+{{ dbt_nn.db_function('after_zeros') }}(
+    {{ query }}.first - {{ query }}.origin,
+    {{ dbt_nn.db_function('softmax_of_halves') }}(subvector(
+        (
+            {{ scores | indent(12) }}
+        ),
+        {{ query }}.first - {{ query }}.origin + 1,
+        {{ query }}.position - {{ query }}.first + 1
+    ))
+)
+{%- else -%}
+{{ dbt_nn.db_function('softmax_of_halves') }}((
+    {{ scores | indent(4) }}
+))
+{%- endif -%}
+{%- endmacro %}
+
+
 {#- Half the scores of a row of `queries` over its keys: a SELECT of a vector. -#}
-{% macro attention_scores(query, key, blocks) -%}
+{% macro attention_scores(query, key, blocks, window=none) -%}
 {%- set positions = dbt_nn.key_block() -%}
 {%- set first = '(' ~ query ~ '.position + 1) / ' ~ positions -%}
 select {{ dbt_nn.db_function('vector_concat') }}(part.x)
@@ -130,9 +191,12 @@ from (
         select {{ dbt_nn.db_function('key_products') }}(keys.x, {{ query }}.activation) as x
         from {{ blocks }} as keys
         where keys.sequence_id = {{ query }}.sequence_id
-            and keys.head = {{ query }}.head
+            and keys.head = {{ query }}.kv_head
             and keys.positions = {{ positions }}
             and keys.part = 0
+            {%- if window %}
+            and keys.block >= {{ query }}.origin / {{ positions }}
+            {%- endif %}
             and keys.block < {{ first }}
         order by keys.block
     )
@@ -159,8 +223,9 @@ from (
 
 {#- The sum of the values by a row of `weights`: a SELECT of a vector. The blocks come
     first, the long ones before the short ones, then values one by one. -#}
-{% macro attention_output(weights, value, blocks) -%}
+{% macro attention_output(weights, value, blocks, window=none) -%}
 {%- set places = '(' ~ weights ~ '.position + 1)' -%}
+{%- set origin = weights ~ '.origin' if window else '0' -%}
 {%- set short, long = dbt_nn.value_blocks() -%}
 select {{ dbt_nn.db_function('vector_sum') }}(part.activation)
 from (
@@ -171,27 +236,36 @@ from (
         select
             v.part,
             {{ dbt_nn.db_function('vector_sum') }}(
-                {{ dbt_nn.db_function('value_products') }}(v.x, v.weight)
-                order by v.positions desc, v.block
+                v.x order by v.positions desc, v.block
             ) as activation
         from (
-            {# `weight` is computed once for all products #}
-            select both_lengths.*
+            {# the products are sorted, and not the values #}
+            select
+                weighted.part,
+                weighted.positions,
+                weighted.block,
+                {{ dbt_nn.db_function('value_products') }}(weighted.x, weighted.weight) as x
             from (
-                {{ dbt_nn.blocks_of_values(
-                    weights, blocks, long, '0', places ~ ' / ' ~ long
-                ) | indent(16) }}
+                {# `weight` is computed once for all products #}
+                select both_lengths.*
+                from (
+                    {{ dbt_nn.blocks_of_values(
+                        weights, blocks, long, origin ~ ' / ' ~ long, places ~ ' / ' ~ long, window
+                    ) | indent(20) }}
 
-                union all
+                    union all
 
-                {{ dbt_nn.blocks_of_values(
-                    weights,
-                    blocks,
-                    short,
-                    places ~ ' / ' ~ long ~ ' * ' ~ long // short,
-                    places ~ ' / ' ~ short
-                ) | indent(16) }}
-            ) as both_lengths
+                    {{ dbt_nn.blocks_of_values(
+                        weights,
+                        blocks,
+                        short,
+                        places ~ ' / ' ~ long ~ ' * ' ~ long // short,
+                        places ~ ' / ' ~ short,
+                        window
+                    ) | indent(20) }}
+                ) as both_lengths
+                offset 0
+            ) as weighted
             offset 0
         ) as v
         group by v.part
@@ -209,7 +283,9 @@ from (
             select
                 start,
                 subvector(
-                    {{ weights }}.weight, start + 1, {{ places }} - start
+                    {{ weights }}.weight,
+                    start{{ ' - ' ~ origin if window }} + 1,
+                    {{ places }} - start
                 )::real[] as weight
             from (select {{ places }} / {{ short }} * {{ short }} as start) as newest
             where start < {{ places }}
@@ -226,16 +302,20 @@ from (
 
 {#- Blocks `first` to `last` - 1 of the values, of so many positions each, and the part of
     the weights that is for each: a SELECT. -#}
-{% macro blocks_of_values(weights, blocks, positions, first, last) -%}
+{% macro blocks_of_values(weights, blocks, positions, first, last, window=none) -%}
 select
     v.part,
     v.positions,
     v.block,
     v.x,
-    subvector({{ weights }}.weight, v.block * {{ positions }} + 1, {{ positions }}) as weight
+    subvector(
+        {{ weights }}.weight,
+        v.block * {{ positions }}{{ ' - %s.origin' | format(weights) if window }} + 1,
+        {{ positions }}
+    ) as weight
 from {{ blocks }} as v
 where v.sequence_id = {{ weights }}.sequence_id
-    and v.head = {{ weights }}.head
+    and v.head = {{ weights }}.kv_head
     and v.positions = {{ positions }}
     and v.part > 0
     and v.block >= {{ first }}

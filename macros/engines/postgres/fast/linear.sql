@@ -6,9 +6,44 @@
     figures; resident.sql keeps such blocks in the session's memory for single tokens.
 -#}
 
-{% macro postgres__linear(input, weights, activation, residual) -%}
+{% macro postgres__linear(input, weights, activation, residual, gated) -%}
 {{ dbt_nn.parallel_matmul(input, weights) -}}
-with x as materialized (
+with {{ dbt_nn.linear_products(input, weights) }}
+
+select
+    {{ dbt_nn.place('product') }},
+    {% set y = 'product.activation' -%}
+    {%- if activation -%}
+        {%- set y = dbt_nn.elementwise(activation, y) -%}
+    {%- endif -%}
+    {%- if gated -%}
+        {%- set y = dbt_nn.flushed(y, 'tiny.x') ~ ' * '
+            ~ dbt_nn.flushed('gated.activation', 'tiny.x') -%}
+    {%- endif -%}
+    {%- if residual -%}
+        {%- set y = y ~ ' + residual.activation' -%}
+    {%- endif -%}
+    {{ y }} as activation
+from product
+{%- for name, layer in {'gated': gated, 'residual': residual}.items() if layer %}
+inner join {{ layer }} as {{ name }}
+    using ({{ dbt_nn.place_columns() | join(', ') }})
+{%- endfor %}
+{%- if gated %}
+cross join lateral (
+    select subvector(
+        {{ dbt_nn.constant_vector(2 ** -44, 16000) }}, 1, vector_dims(gated.activation)
+    ) as x
+    offset 0
+) as tiny
+{%- endif %}
+{%- endmacro %}
+
+
+{#- The products of a layer's places with weights: two common table expressions, of which
+    `product` (place, activation) is the second. -#}
+{% macro linear_products(input, weights) -%}
+x as materialized (
     select {{ dbt_nn.place('x') }}, {{ dbt_nn.detoasted('x.activation') }} as activation
     from {{ dbt_nn.at_frontier(input, 'x') }}
     where {{ dbt_nn.in_band('x') }}
@@ -17,26 +52,10 @@ with x as materialized (
 product as (
     {{ dbt_nn.matmul_rows('x', weights) | indent }}
 )
-
-select
-    {{ dbt_nn.place('product') }},
-    {% set y = 'product.activation' -%}
-    {%- if activation -%}
-        {%- set y = dbt_nn.elementwise(activation, y) -%}
-    {%- endif -%}
-    {%- if residual -%}
-        {%- set y = y ~ ' + residual.activation' -%}
-    {%- endif -%}
-    {{ y }} as activation
-from product
-{%- if residual %}
-inner join {{ residual }} as residual
-    using ({{ dbt_nn.place_columns() | join(', ') }})
-{%- endif %}
 {%- endmacro %}
 
 
-{% macro postgres__matmul(x, weights, as, banded, products) -%}
+{% macro postgres__matmul(x, weights, as, banded) -%}
     (
         select {{ dbt_nn.db_function('vector_sum' if as == 'vector' else 'array_sum') }}(
             partial.y order by partial.chunk
@@ -44,9 +63,6 @@ inner join {{ residual }} as residual
         from (
             select
                 input.chunk,
-                {% if products -%}
-                {{ products }}(input.chunk, input.activation)
-                {%- else -%}
                 array(
                     select (inner_product(w.weight, input.activation) + w.bias)::real
                     from {{ weights }} as w
@@ -58,8 +74,7 @@ inner join {{ residual }} as residual
                             < {{ dbt_nn.first_block(weights, dbt_nn.band_end()) }} * {{ dbt_nn.feature_block() }}
                     {%- endif %}
                     order by w.feature
-                )
-                {%- endif %}{{ '::vector' if as == 'vector' }} as y
+                ){{ '::vector' if as == 'vector' }} as y
             from {{ dbt_nn.input_chunks(x, weights) | indent(12) }} as input
         ) as partial
     )
@@ -86,15 +101,13 @@ inner join {{ residual }} as residual
 
 
 {% macro postgres__matmul_rows(x, weights, as, banded) -%}
-{{ dbt_nn.stored_matrix(weights) }}
+{{ dbt_nn.stored_matrix(weights, as) }}
 {%- if dbt_nn.way() == 'several' -%}
 {{ dbt_nn.joined_products(dbt_nn.resident_products(x), as) }}
 {%- elif dbt_nn.way() == 'one' -%}
 select
     {{ dbt_nn.place(x) }},
-    {{ dbt_nn.matmul(
-        x ~ '.activation', weights, as, products=dbt_nn.resident_function(this, one=true)
-    ) | indent(4) }} as activation
+    {{ dbt_nn.resident_function(this, one=true) }}({{ x }}.activation) as activation
 from {{ x }}
 {%- else -%}
 select

@@ -14,7 +14,7 @@
     by itself: 36 microseconds a head.
 -#}
 
-{% macro prompt_attention(query, key, value, heads, blocks) -%}
+{% macro prompt_attention(query, key, value, heads, blocks, kv_heads, window) -%}
 {#- A query of a head takes as long as some 60,000 multiply-adds, and 350 for each
     position of the text. -#}
 {{ dbt_nn.parallel_work(
@@ -26,7 +26,7 @@
 {%- set vector_concat = dbt_nn.db_function('vector_concat') -%}
 {# one row, or none #}
 with shape as materialized (
-    {{ dbt_nn.heads_shape(query, heads) | indent }}
+    {{ dbt_nn.heads_shape(query, heads, kv_heads) | indent }}
 ),
 
 {# the places of the band, and its queries in their order; all keys and values #}
@@ -50,6 +50,7 @@ texts as (
         {{ dbt_nn.rows_of_text(key, 'activation') | indent(8) }} as keys,
         {{ dbt_nn.rows_of_text(value, 'activation') | indent(8) }} as "values",
         shape.heads,
+        shape.queries_a_key,
         shape.size
     from shape
     cross join (
@@ -65,9 +66,14 @@ heads as (
         texts.places,
         texts.size,
         head.number as head,
-        {%- for name in ('queries', 'keys', 'values') %}
+        head.number / texts.queries_a_key as kv_head,
+        {%- for name, number in {
+            'queries': 'head.number',
+            'keys': 'head.number / texts.queries_a_key',
+            'values': 'head.number / texts.queries_a_key',
+        }.items() %}
         array(
-            select subvector(x.x, head.number * texts.size + 1, texts.size)
+            select subvector(x.x, {{ number }} * texts.size + 1, texts.size)
             from (select unnest(texts."{{ name }}") as x) as x
         ) as "{{ name }}"{{ ',' if not loop.last }}
         {%- endfor %}
@@ -81,10 +87,23 @@ weights as (
     select
         heads.*,
         array(
-            select {{ dbt_nn.db_function('softmax_of_halves') }}(query.scores)
+            select
+                {%- if window %} {{ dbt_nn.db_function('after_zeros') }}(
+                    query.first - {{ dbt_nn.window_origin('query.first') }},
+                    {{ dbt_nn.db_function('softmax_of_halves') }}(subvector(
+                        query.scores,
+                        query.first % {{ block }} + 1,
+                        query.position - query.first + 1
+                    ))
+                )
+                {%- else %} {{ dbt_nn.db_function('softmax_of_halves') }}(query.scores)
+                {%- endif %}
             from (
                 select
                     product.position,
+                    {%- if window %}
+                    {{ dbt_nn.window_start('product.position', window) }} as first,
+                    {%- endif %}
                     {{ vector_concat }}(product.scores order by product.block) as scores
                 from (
                     select
@@ -98,6 +117,12 @@ weights as (
                             block,
                             heads.keys[block * {{ block }} + 1:(block + 1) * {{ block }}] as keys,
                             width_bucket(block * {{ block }} - 1, heads.places) + 1 as first
+                            {%- if window %},
+                            {# the last query whose window has a key of the block #}
+                            width_bucket(
+                                (block + 1) * {{ block }} - 2 + {{ window }}, heads.places
+                            ) as last
+                            {%- endif %}
                         from generate_series(
                             0, (cardinality(heads.keys) - 1) / {{ block }}
                         ) as block
@@ -109,8 +134,9 @@ weights as (
                             query.position,
                             query.x,
                             least(query.position + 1 - part.block * {{ block }}, {{ block }}) as n
+                        {%- set range = 'part.first:part.last' if window else 'part.first:' %}
                         from unnest(
-                            heads.places[part.first:], heads.queries[part.first:]
+                            heads.places[{{ range }}], heads.queries[{{ range }}]
                         ) as query (position, x)
                         where columns.w0 is not null
                         offset 0
@@ -144,7 +170,7 @@ outputs as (
         offset 0
     ) as part
     cross join lateral (
-        {{ dbt_nn.prompt_outputs('weights', 'part', blocks) | indent(8) }}
+        {{ dbt_nn.prompt_outputs('weights', 'part', blocks, window) | indent(8) }}
     ) as output
     offset 0
 )
@@ -167,7 +193,7 @@ group by outputs.sequence_id, outputs.position
     part   alias of an enclosing row (number p, values vector[]): of the 64 features from
            p * 64 on
 -#}
-{% macro prompt_outputs(weights, part, blocks) -%}
+{% macro prompt_outputs(weights, part, blocks, window=none) -%}
 {%- set short = dbt_nn.value_blocks()[0] -%}
 {%- set vector_sum = dbt_nn.db_function('vector_sum') -%}
 select
@@ -186,7 +212,9 @@ select
                 select
                     unnest({{ part }}."values"[place.start + 1:place.position + 1]) as x,
                     unnest(subvector(
-                        place.weight, place.start + 1, place.position + 1 - place.start
+                        place.weight,
+                        place.start{{ ' - place.origin' if window }} + 1,
+                        place.position + 1 - place.start
                     )::real[]) as weight
                 where place.start <= place.position
                 offset 0
@@ -196,6 +224,9 @@ select
 from (
     select
         place.*,
+        {%- if window %}
+        {{ dbt_nn.window_origin(dbt_nn.window_start('place.position', window)) }} as origin,
+        {%- endif %}
         (place.position + 1) / {{ short }} * {{ short }} as start
     from unnest(
         {{ weights }}.places,
@@ -209,14 +240,20 @@ from (
                     part.block,
                     {{ dbt_nn.db_function('few_products') }}(columns, query.weight) as x
                 from (
-                    {{ dbt_nn.prompt_values(weights, part, blocks) | indent(20) }}
+                    {{ dbt_nn.prompt_values(weights, part, blocks, window) | indent(20) }}
                 ) as part
                 cross join lateral {{ dbt_nn.db_function('columns_of') }}(part.block, part.x) as columns
                 cross join lateral (
                     select
                         query.position,
                         subvector(
-                            query.weight, part.block * part.positions + 1, part.positions
+                            query.weight,
+                            part.block * part.positions
+                            {%- if window %} - {{ dbt_nn.window_origin(
+                                dbt_nn.window_start('query.position', window)
+                            ) }}
+                            {%- endif %} + 1,
+                            part.positions
                         ) as weight
                     from unnest(
                         {{ weights }}.places[part.first:part.last],
@@ -241,7 +278,7 @@ from (
 
 {#- The blocks of values that such weights meet: a SELECT of (positions, block, x vector[]
     of the features, first, last), `first` and `last` of the places that a block is for. -#}
-{% macro prompt_values(weights, part, blocks) -%}
+{% macro prompt_values(weights, part, blocks, window=none) -%}
 {%- set short, long = dbt_nn.value_blocks() -%}
 {%- set rows = dbt_nn.feature_block() // dbt_nn.features_in_row() -%}
 select
@@ -253,7 +290,7 @@ select
             select v.x
             from {{ blocks }} as v
             where v.sequence_id = {{ weights }}.sequence_id
-                and v.head = {{ weights }}.head
+                and v.head = {{ weights }}.kv_head
                 and v.positions = kind.positions
                 and v.part > {{ part }}.number * {{ rows }}
                 and v.part <= ({{ part }}.number + 1) * {{ rows }}
@@ -264,7 +301,12 @@ select
     ) as x,
     width_bucket((block + 1) * kind.positions - 2, {{ weights }}.places) + 1 as first,
     case
-        when kind.positions = {{ long }} then cardinality({{ weights }}.places)
+        when kind.positions = {{ long }} then
+        {%- if window %} width_bucket(
+            (block + 1) * {{ long }} - 2 + {{ window }}, {{ weights }}.places
+        )
+        {%- else %} cardinality({{ weights }}.places)
+        {%- endif %}
         else width_bucket(
             (block / {{ long // short }} + 1) * {{ long }} - 2, {{ weights }}.places
         )

@@ -13,6 +13,7 @@
         few_products(columns, x)        with all of them: as products(), but those past
                                         the last one are not computed
         scaled_exp(x, scale, constants) see scaled_exp_constants() in exponential.sql
+        after_zeros(n, x)               x with so many zeros before it
         transposed(x)                   [positions][n] to [n][positions], of
                                         value_blocks()[0] positions
 -#}
@@ -95,6 +96,15 @@
         end loop;
         return e;
     end
+    $body$;
+
+    create or replace function {{ dbt_nn.db_function('after_zeros') }} (
+        n integer, x vector
+    ) returns vector language sql immutable parallel safe as $body$
+        select case
+            when n > 0 then {{ dbt_nn.db_function('repeat_vector') }}('[0]', n) || x
+            else x
+        end
     $body$;
 
     create or replace function {{ dbt_nn.db_function('transposed') }} (x vector[])

@@ -154,6 +154,8 @@
 
     {{ dbt_nn.create_attention_functions() }}
 
+    {{ dbt_nn.create_rotary_functions() }}
+
     {{ dbt_nn.create_resident_blocks() }}
 
     {{ dbt_nn.create_input_functions() }}

@@ -263,7 +263,7 @@ md5('{{ local_md5(sql) }}' ||
     {%- endif -%}
     {%- if program.several %}
 
-    {{ dbt_nn.create_resident_functions(relation, program.weights) }}
+    {{ dbt_nn.create_resident_functions(relation, program.weights, program.as) }}
     {%- endif %}
 
     create or replace function {{ dbt_nn.forward_function(relation) }}(

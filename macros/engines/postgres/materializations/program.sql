@@ -22,7 +22,7 @@
 
         alone, step, band, several, one     SELECTs; those that the layer has
         work                         see parallel_work()
-        weights                      see stored_matrix()
+        weights, as                  see stored_matrix()
 
     sql   the model as dbt compiled it: the only way where the var `kernels` is 'plain'
 -#}
