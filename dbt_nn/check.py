@@ -52,6 +52,7 @@ MARK = "dbt_nn: made by scripts/check.py"
 COLUMNS = {
     "prompt_id": "integer",
     "prompt": "text",
+    "prompt_token_ids": "integer[]",
     "max_new_tokens": "integer",
     "image_id": "integer",
     "scheduler": "text",

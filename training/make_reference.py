@@ -42,6 +42,7 @@ import transformers
 from diffusers import DDIMScheduler, UNet2DModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from dbt_nn.check import reference_folder
 from dbt_nn.checkpoint.configuration import read_configuration
@@ -49,7 +50,7 @@ from dbt_nn.checkpoint.files import CheckpointError
 from dbt_nn.checkpoint.scheduler import find_parts
 from dbt_nn.cli import command
 from dbt_nn.hub import fetch
-from dbt_nn.networks.graph import Network, Reference
+from dbt_nn.networks.graph import Network, Reference, listed
 
 REFERENCE = "reference.safetensors"
 
@@ -108,6 +109,8 @@ def watch(network: torch.nn.Module) -> Seen:
 
     def hook(path: str) -> Callable[..., None]:
         def keep(_: Any, inputs: tuple, output: Any) -> None:
+            if isinstance(output, tuple) and path.endswith("rotary_emb"):
+                output = torch.cat(output, dim=-1)  # cosines and sines
             output = output[0] if isinstance(output, tuple) else output
             if inputs and isinstance(output, torch.Tensor):
                 seen[path] = (inputs[0].detach(), output.detach())
@@ -136,6 +139,8 @@ def found(reference: Reference, network: Network, seen: Seen) -> torch.Tensor:
     before, after = seen[reference.module]
     values = before if reference.is_input else after
     values = by_place(values, reference.axes or network.axes, network)
+    if reference.rotary:
+        values = rotated(values, *seen[reference.rotary][1].chunk(2, dim=-1))
     if reference.part:
         part, parts = reference.part
         values = values.chunk(parts, dim=-1)[part]
@@ -147,8 +152,17 @@ def found(reference: Reference, network: Network, seen: Seen) -> torch.Tensor:
     return values.to(torch.float64)
 
 
+def rotated(values: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The heads of each place, [batch, places, heads * d], turned by its angles."""
+    heads = values.unflatten(-1, (-1, cos.shape[-1])).transpose(1, 2)
+    turned, _ = apply_rotary_pos_emb(heads, heads, cos, sin)
+    return turned.transpose(1, 2).flatten(2)
+
+
 def by_place(values: torch.Tensor, axes: str, network: Network) -> torch.Tensor:
     """With the channels last; places of an image by row and column."""
+    if "h" in axes and "p" in axes:  # heads, side by side
+        values, axes = values.flatten(axes.index("h"), axes.index("c")), "bpc"
     values = values.permute(*map(axes.index, axes.replace("c", "") + "c"))
     if "p" not in axes or "y" not in network.axes:
         return values
@@ -162,19 +176,14 @@ def by_place(values: torch.Tensor, axes: str, network: Network) -> torch.Tensor:
 
 def text_reference(folder: Path, described: Network) -> tuple[Layers, list[dict]]:
     """Run the prompts with greedy decoding."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompts = text_prompts(folder, described.config.vocab_size)
     network = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float64, attn_implementation="eager"
     ).eval()
     seen = watch(network)
-    long = tokenizer(LONG_PROMPT)["input_ids"][:LONG_PROMPT_TOKENS]
-    prompts = [tokenizer.decode(long), SHORT_PROMPT]
     inputs = []
     layers = Layers()
-    for sequence, prompt in enumerate(prompts, start=1):
-        prompt_ids = tokenizer(prompt)["input_ids"]
-        if sequence == 1 and prompt_ids != long:
-            raise CheckpointError("the long prompt is cut within a word")
+    for sequence, (prompt, prompt_ids) in enumerate(prompts, start=1):
         token_ids = [*prompt_ids]
         for _ in range(NEW_TOKENS):
             logits = network(torch.tensor([token_ids])).logits[0, -1]
@@ -184,7 +193,7 @@ def text_reference(folder: Path, described: Network) -> tuple[Layers, list[dict]
                 [(sequence, len(token_ids) - 1)],
                 torch.tensor([[token_ids[-1]]]),
             )
-        if network.config.eos_token_id in token_ids:
+        if {*listed(network.config.eos_token_id)} & {*token_ids[len(prompt_ids) :]}:
             raise CheckpointError("a prompt's completion ends early: choose another")
         # the last token is not read; the network has just read all before it
         positions = range(len(token_ids) - 1)
@@ -194,10 +203,29 @@ def text_reference(folder: Path, described: Network) -> tuple[Layers, list[dict]
             newest = [*positions][len(prompt_ids) - 1 :]
             at = newest if layer == "lm_head" else kept
             layers.add(layer, [(sequence, position) for position in at], values[at])
-        inputs.append(
-            {"prompt_id": sequence, "prompt": prompt, "max_new_tokens": NEW_TOKENS}
+        given = (
+            {"prompt_token_ids": prompt_ids} if prompt is None else {"prompt": prompt}
         )
+        inputs.append({"prompt_id": sequence, **given, "max_new_tokens": NEW_TOKENS})
     return layers, inputs
+
+
+def text_prompts(folder: Path, vocabulary: int) -> list[tuple[str | None, list[int]]]:
+    """Each prompt with its tokens; tokens at random where there is no tokenizer."""
+    if not (folder / "tokenizer.json").exists():
+        rng = random.Random(0)
+        lengths = (LONG_PROMPT_TOKENS, 7)
+        return [
+            (None, [rng.randrange(vocabulary) for _ in range(length)])
+            for length in lengths
+        ]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    long = tokenizer(LONG_PROMPT)["input_ids"][:LONG_PROMPT_TOKENS]
+    prompts = [tokenizer.decode(long, skip_special_tokens=True), SHORT_PROMPT]
+    found = [(prompt, tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    if found[0][1] != long:
+        raise CheckpointError("the long prompt is cut within a word")
+    return found
 
 
 # --- Whole texts --------------------------------------------------------------

@@ -9,10 +9,15 @@ from dbt_nn.networks.bert import Bert, Roberta, XLMRoberta
 from dbt_nn.networks.distilbert import DistilBert
 from dbt_nn.networks.gpt2 import GPT2
 from dbt_nn.networks.graph import Network
+from dbt_nn.networks.llama import Llama, Mistral, Qwen2, Qwen3
 from dbt_nn.networks.unet2d import UNet2D
 
 NETWORKS: list[type[Network]] = [
     GPT2,
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
     UNet2D,
     Bert,
     DistilBert,

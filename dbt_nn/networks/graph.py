@@ -36,7 +36,7 @@ NODE_COLORS = {
     # MLPs, convolutions
     r"(\.(mlp|ffn|intermediate|output)\.|conv(\d|_in|_out|_shortcut)?$)": "#9b59b6",
     # embeddings and their projections
-    r"(embeddings\.sum|embedding$|lm_head|time_)": "#b7950b",
+    r"(embeddings\.sum|embedding$|embed_tokens|rotary_emb|lm_head|time_)": "#b7950b",
     r"(cat|interpolate)$": "#7f8c8d",
     r"": "#0094b3",  # the ends: prompts and tokens, completions
 }
@@ -150,12 +150,13 @@ class Reference:
     Attributes:
         module: its path in the library's network.
         is_input: what it reads, in place of what it puts out.
-        axes: of the library's tensor, in order: b(atch), c(hannels), and y and x,
-            or p(laces): those of a text, or of an image row by row. By default
-            the network's.
+        axes: of the library's tensor, in order: b(atch), c(hannels), h(eads) before
+            those, and y and x, or p(laces): those of a text, or of an image row by
+            row. By default the network's.
         part: the first, second … of so many equal parts of the channels.
         activation: what is applied to it, as torch.nn.functional names it.
         plus: what is added to it, at every place.
+        rotary: the module that has the cosines and sines by which its heads turn.
 
     """
 
@@ -165,6 +166,7 @@ class Reference:
     part: tuple[int, int] | None = None
     activation: str | None = None
     plus: Reference | None = None
+    rotary: str | None = None
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,8 @@ class Network:
         is_encoder: whether it gives whole texts, with the tokenizer's special tokens
             at their ends, vectors or classes.
         unused: a pattern of tensors that a file may have and the network does not use.
+        stores_halves: whether weights of 16 bits are stored in as many by default.
+        windows: the blocks whose attention has a sliding window; None where it can't.
 
     Attributes of a network:
         name: the prefix of its models.
@@ -330,6 +334,8 @@ class Network:
     is_encoder: ClassVar[bool] = False
     unused: ClassVar[str] = ""
     is_scheduled: ClassVar[bool] = False
+    stores_halves: ClassVar[bool] = False
+    windows: list[int] | None = None
 
     def __init__(
         self,

@@ -114,6 +114,39 @@ class SequenceNetwork(Network):
             + (f", bias [{n_out}]." if has_bias else "."),
         )
 
+    def rms_norm(self, path: str, x: Layer) -> Layer:
+        """torch.nn.RMSNorm, [places, width] -> the same."""
+        weights = self.rms_norm_weights(path, self.width)
+        epsilon = self.hyperparameter("rms_norm_eps", "float8")
+        return self.layer(
+            path,
+            call("rms_norm", x, weights, epsilon),
+            f"Root mean square normalisation, [places, {self.width}].",
+            reference=output_of(self.module(path)),
+            tests=[
+                data_test(
+                    "normalized",
+                    "is_rms_normalized",
+                    input=x,
+                    weights=weights,
+                    hyperparameters=self.source("config"),
+                )
+            ],
+        )
+
+    def rms_norm_weights(self, path: str, width: str) -> Source:
+        """The weights of torch.nn.RMSNorm."""
+        return self.tensor(
+            path,
+            Norm(
+                self.source(path).table,
+                f"{path}.weight",
+                None,
+                self.config.size(width),
+            ),
+            f"RMS norm {path}: weight [{width}].",
+        )
+
     def layer_norm(self, path: str, x: Layer) -> Layer:
         """torch.nn.LayerNorm, [places, width] -> the same."""
         weights = self.tensor(

@@ -58,16 +58,41 @@ class TextNetwork(SequenceNetwork):
             return add_frontier(self, add_tokens(self, prompts))
 
     def causal_attention(
-        self, path: str, q: Layer, k: Layer, v: Layer, reference: Reference
+        self,
+        path: str,
+        q: Layer,
+        k: Layer,
+        v: Layer,
+        reference: Reference,
+        *,
+        kv_heads: str = "",
+        window: str = "",
+        width: str = "",
     ) -> Layer:
         """Attention to the past, with its blocks of keys and values: the KV cache.
 
-        [places, width] of each -> the same, the heads side by side.
+        Args:
+            path: of the module.
+            q: the queries, [places, width].
+            k: the keys, likewise or of fewer heads.
+            v: the values, as the keys.
+            reference: whose activations it is compared with.
+            kv_heads: how many heads keys and values have, by its name in the
+                configuration; by default as many as queries.
+            window: to how many positions a query attends, likewise; by default all.
+            width: how many numbers a place has, likewise; by default the network's.
+
         """
+        width = width or self.width
         heads = self.hyperparameter("num_attention_heads")
+        more = {
+            name: self.hyperparameter(key)
+            for name, key in (("kv_heads", kv_heads), ("window", window))
+            if key
+        }
         blocks = self.layer(
             f"{path}.kv_blocks",
-            call("attention_blocks", k, v, heads=heads),
+            call("attention_blocks", k, v, heads=more.get("kv_heads", heads)),
             "Keys and values of complete blocks of positions, head by head, the "
             "values transposed: part of the KV cache.",
             reference=None,  # they repeat k and v
@@ -75,7 +100,7 @@ class TextNetwork(SequenceNetwork):
             values=column(
                 "x",
                 "vector[]",
-                f"For each position the key, {self.width} / heads numbers; or for "
+                f"For each position the key, {width} / heads numbers; or for "
                 "each feature its values, a number a position.",
             ),
             complete=data_test(
@@ -88,9 +113,16 @@ class TextNetwork(SequenceNetwork):
         )
         return self.layer(
             path,
-            call("attention", q, k, v, heads=heads, causal="true", blocks=blocks),
-            f"Causal self-attention, [places, {self.width}]: the heads side by side.",
+            call(
+                *("attention", q, k, v),
+                heads=heads,
+                causal="true",
+                blocks=blocks,
+                **more,
+            ),
+            f"Causal self-attention, [places, {width}]: the heads side by side.",
             reference=reference,
+            width=width,
             tests=[
                 data_test(
                     "causal",
@@ -99,6 +131,7 @@ class TextNetwork(SequenceNetwork):
                     key=k,
                     value=v,
                     hyperparameters=self.source("config"),
+                    **({"window": window} if window else {}),
                 )
             ],
         )
@@ -109,11 +142,16 @@ class TextNetwork(SequenceNetwork):
         Args:
             layer: the layer.
             hook: the HookPoint that has the same activations.
-            sizes: hyper-parameters by name: `heads`, if the channels are of heads,
-                and `width`, the number of channels if it is not hidden_size.
+            sizes: hyper-parameters by name: `heads`, if the channels are of heads of
+                head_dim, and `width`, the number of other channels if it is not
+                hidden_size.
 
         """
-        self.models[layer.model][1]["config"]["meta"] |= {"hook": hook, **sizes}
+        return self.sized(layer, hook=hook, **sizes)
+
+    def sized(self, layer: Layer, **sizes: str) -> Layer:
+        """Note in a layer's meta what its channels are, see hooked()."""
+        self.models[layer.model][1]["config"]["meta"] |= sizes
         return layer
 
     def lm_head(self, x: Layer, module: Module) -> tuple[Source, Layer]:
@@ -179,6 +217,7 @@ def add_prompts(
     given = f"dbt_nn.user_relation({net.var('prompts', default)})"
     interventions = f"dbt_nn.user_relation({net.var('interventions', 'none')})"
     checkpoint = net.var("checkpoint", f"'{net.name}'")
+    windows = "" if net.windows is None else f", windows={net.windows}"
     arguments = f"this, {given}, {interventions}, {config}"
     return net.model(
         "prompts",
@@ -208,7 +247,7 @@ def add_prompts(
             ],
             "meta": {"network": net.name},
             "pre_hook": [
-                hook(f"dbt_nn.check_checkpoint({checkpoint}, '{net.name}')"),
+                hook(f"dbt_nn.check_checkpoint({checkpoint}, '{net.name}'{windows})"),
                 hook(f"dbt_nn.check_keys(this, {given})"),
             ],
             "post_hook": [

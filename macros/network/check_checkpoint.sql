@@ -1,6 +1,11 @@
-{#- Stops the run with advice unless the network's checkpoint is loaded and has
-    the very layers of the folder of models. A statement for a pre-hook. -#}
-{% macro check_checkpoint(schema, network) -%}
+{#-
+    Stops the run with advice unless the network's checkpoint is loaded and has the very
+    layers of the folder of models. A statement for a pre-hook.
+
+    windows   the blocks, from 0, whose attention has a sliding window there; none where
+              the checkpoint says nothing of that
+-#}
+{% macro check_checkpoint(schema, network, windows=none) -%}
     {%- if execute %}
     {%- set is_package = project_name != 'dbt_nn' %}
     {%- set load = 'dbt-nn load (or python dbt_packages/dbt_nn/scripts/load_checkpoint.py)'
@@ -49,6 +54,19 @@
         where model.name is null or loaded.name is null
         order by loaded.name, model.name
         limit 1;
+        {%- if windows is not none %}
+        if difference is null then
+            execute format($select$
+                select 'attention has a sliding window in other blocks'
+                from %I.config, jsonb_array_elements_text(value)
+                    with ordinality as block (type, number)
+                where parameter = 'layer_types'
+                having coalesce(jsonb_agg(number - 1 order by number) filter (
+                    where type = 'sliding_attention'
+                ), '[]') <> '{{ tojson(windows) }}'
+            $select$, checkpoint) into difference;
+        end if;
+        {%- endif %}
         if difference is not null then
             raise exception 'checkpoint % has other layers than the '
                 'models in models/{{ network }} (%): run {{ generate }} '

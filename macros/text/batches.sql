@@ -74,17 +74,35 @@ least({{ prompts or 'null' }}, greatest({{ dbt_nn.least_prompts() }}, ceil(
 
 
 {#-
-    What all layers keep of a place, in bytes: in each block eleven activations of
-    hidden_size floats (three of them kv_blocks) and one of intermediate_size, with a
-    quarter of each page free; and the logits.
+    What all layers keep of a place, in bytes, with a quarter of each page free: in each
+    block four activations of hidden_size floats, two of all heads of queries, five of all
+    heads of keys (three of them kv_blocks), and one of intermediate_size, or two with a
+    gate; and the logits.
 -#}
 {% macro text_bytes_per_place(config) -%}
 (
     {{ dbt_nn.hyperparameter(config, 'num_hidden_layers') }} * (
-        11 * {{ dbt_nn.hyperparameter(config, 'hidden_size') }}
-        + {{ dbt_nn.hyperparameter(config, 'intermediate_size') }}
+        4 * {{ dbt_nn.hyperparameter(config, 'hidden_size') }}
+        + (
+            2 * {{ dbt_nn.hyperparameter(config, 'num_attention_heads') }}
+            + 5 * {{ dbt_nn.hyperparameter(
+                config, 'num_key_value_heads', otherwise='num_attention_heads'
+            ) | indent(12) }}
+        ) * {{ dbt_nn.head_dim(config) }}
+        + (1 + exists (select from {{ config }} where parameter = 'hidden_act')::integer)
+        * {{ dbt_nn.hyperparameter(config, 'intermediate_size') }}
     ) * 5.0 + {{ dbt_nn.hyperparameter(config, 'vocab_size') }} * 4
 )
+{%- endmacro %}
+
+
+{#- How many numbers a head has: a scalar expression. -#}
+{% macro head_dim(config) -%}
+    coalesce(
+        {{ dbt_nn.hyperparameter(config, 'head_dim') }},
+        {{ dbt_nn.hyperparameter(config, 'hidden_size') }}
+        / {{ dbt_nn.hyperparameter(config, 'num_attention_heads') }}
+    )
 {%- endmacro %}
 
 

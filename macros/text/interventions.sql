@@ -160,23 +160,33 @@ layers as materialized (
     select
         layer.model,
         nullif(layer.hook, '') as hook,
+        layer.heads,
         case
-            when layer.has_heads then {{ dbt_nn.hyperparameter(config_relation, 'num_attention_heads') | indent(8) }}
-        end as heads,
-        case
-            when layer.is_inner then {{ dbt_nn.hyperparameter(config_relation, 'intermediate_size') | indent(8) }}
+            when layer.heads is not null then layer.heads * {{ dbt_nn.head_dim(config_relation) | indent(8) }}
+            when layer.width_key = 'intermediate_size'
+                then {{ dbt_nn.hyperparameter(config_relation, 'intermediate_size') | indent(16) }}
+            when layer.width_key = '2 * head_dim' then 2 * {{ dbt_nn.head_dim(config_relation) | indent(8) }}
             else {{ dbt_nn.hyperparameter(config_relation, 'hidden_size') | indent(8) }}
         end as width
     from (
-        values
+        select
+            named.*,
+            case named.heads_key
+                {%- for key in ('num_attention_heads', 'num_key_value_heads') %}
+                when '{{ key }}' then {{ dbt_nn.hyperparameter(config_relation, key) | indent(16) }}
+                {%- endfor %}
+            end as heads
+        from (
+            values
         {%- for node in dbt_nn.intervention_layers(network) %}
         (
             {{- dbt_nn.literal(node.name) }}, {{ dbt_nn.literal(node.config.meta.hook or '') }}
-            {{- ', ' ~ ('true' if node.config.meta.heads else 'false') }}
-            {{- ', ' ~ ('true' if node.config.meta.width == 'intermediate_size' else 'false') -}}
+            {{- ', ' ~ dbt_nn.literal(node.config.meta.heads or '') }}
+            {{- ', ' ~ dbt_nn.literal(node.config.meta.width or '') -}}
         ){{ ',' if not loop.last }}
         {%- endfor %}
-    ) as layer (model, hook, has_heads, is_inner)
+        ) as named (model, hook, heads_key, width_key)
+    ) as layer
 ),
 
 {# the prompts of the run: `reach` is how many places the layers may have of one #}

@@ -4,8 +4,11 @@
     middle and the newest query of some sequences, and compared.
 
     query, key, value   relations that the layer reads
-    hyperparameters     relation: the checkpoint's config, for num_attention_heads
+    hyperparameters     relation: the checkpoint's config, for num_attention_heads and,
+                        if there are fewer keys, num_key_value_heads
     sequences           how many sequences to look at
+    window              the hyper-parameter that says to how many positions a query
+                        attends; by default to all up to its own
 
     So weight on what lies ahead, a weight that is lost, and keys or values that
     are not those of their place all show.
@@ -15,7 +18,7 @@
     should be). The var tolerance_attention says how large a difference may be.
 -#}
 {% test attends_to_the_past(
-    model, query, key, value, hyperparameters, sequences=4
+    model, query, key, value, hyperparameters, sequences=4, window=none
 ) %}
 {{ config(enabled=dbt_nn.is_tested()) }}
 with newest as (
@@ -33,6 +36,7 @@ queries as (
         q.sequence_id,
         q.position,
         head.number as head,
+        head.number * head.keys / head.heads as key_head,
         head.size,
         subvector(q.activation, head.number * head.size + 1, head.size) as query
     from newest
@@ -43,9 +47,17 @@ queries as (
     cross join lateral (
         select
             number,
+            heads.n as heads,
+            heads.keys,
             vector_dims(q.activation) / heads.n as size
         from (
-            select {{ dbt_nn.hyperparameter(hyperparameters, 'num_attention_heads') }} as n
+            select
+                {{ dbt_nn.hyperparameter(hyperparameters, 'num_attention_heads') }} as n,
+                {{ dbt_nn.hyperparameter(
+                    hyperparameters,
+                    'num_key_value_heads',
+                    otherwise='num_attention_heads',
+                ) }} as keys
         ) as heads
         cross join generate_series(0, heads.n - 1) as number
     ) as head
@@ -57,7 +69,7 @@ scores as (
         k.position as key_position,
         inner_product(
             subvector(
-                k.activation, queries.head * queries.size + 1, queries.size
+                k.activation, queries.key_head * queries.size + 1, queries.size
             ),
             queries.query
         ) / sqrt(queries.size) as score
@@ -66,6 +78,10 @@ scores as (
         on
             queries.sequence_id = k.sequence_id
             and queries.position >= k.position
+            {%- if window %}
+            and queries.position - k.position
+            < {{ dbt_nn.hyperparameter(hyperparameters, window) }}
+            {%- endif %}
 ),
 
 shifted as (
@@ -98,7 +114,7 @@ elements as (
             and weights.key_position = v.position
     cross join lateral unnest(
         subvector(
-            v.activation, weights.head * weights.size + 1, weights.size
+            v.activation, weights.key_head * weights.size + 1, weights.size
         )::real[]
     ) with ordinality as element (x, i)
     group by 1, 2, 3, 4

@@ -3,14 +3,17 @@
     the values of its positions.
 
     key, value        relations that the layer reads
-    hyperparameters   relation: the checkpoint's config, for num_attention_heads
+    hyperparameters   relation: the checkpoint's config, for num_key_value_heads or, if
+                      there is none, num_attention_heads
 
     Fails with a row for each vector that is missing, or too many, or not what it
     should be: (layer, place, its number in the row, problem, both).
 -#}
 {% test blocks_are_keys_and_values(model, key, value, hyperparameters) %}
 {{ config(enabled=dbt_nn.is_tested()) }}
-{%- set heads = dbt_nn.hyperparameter(hyperparameters, 'num_attention_heads') %}
+{%- set heads = dbt_nn.hyperparameter(
+    hyperparameters, 'num_key_value_heads', otherwise='num_attention_heads'
+) %}
 with lengths as (
     select
         sequence_id,

@@ -183,6 +183,22 @@ class Runs:
                 env={**os.environ, **self.environment},
             )
 
+    def layer(self, path: str) -> dict[int, np.ndarray]:
+        """A layer's activations by sequence_id: [positions, n], or [1, n]."""
+        name = f"{self.network}_{path.replace('.', '_').lower()}"
+        relation = f"{self.layer_schema}.{name}"
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"select * from {relation} limit 0")
+            names = [part.name for part in cursor.description]
+        place = [n for n in ("sequence_id", "position") if n in names]
+        found: dict[int, list] = {}
+        for row in self.query(
+            f"select sequence_id, activation::real[] as x from {relation} "
+            f"order by {', '.join(place)}"
+        ):
+            found.setdefault(row["sequence_id"], []).append(row["x"])
+        return {n: np.array(rows, dtype="f8") for n, rows in found.items()}
+
 
 # --- Text ---------------------------------------------------------------------
 
@@ -339,22 +355,6 @@ class Encoder(Runs):
             f"from {self.schema}.{self.network}_tokens group by sequence_id"
         )
         return {row["sequence_id"]: (row["ids"], row["types"]) for row in rows}
-
-    def layer(self, path: str) -> dict[int, np.ndarray]:
-        """A layer's activations by sequence_id: [positions, n], or [1, n]."""
-        name = f"{self.network}_{path.replace('.', '_').lower()}"
-        relation = f"{self.layer_schema}.{name}"
-        with self.connection.cursor() as cursor:
-            cursor.execute(f"select * from {relation} limit 0")
-            names = [part.name for part in cursor.description]
-        place = [n for n in ("sequence_id", "position") if n in names]
-        found: dict[int, list] = {}
-        for row in self.query(
-            f"select sequence_id, activation::real[] as x from {relation} "
-            f"order by {', '.join(place)}"
-        ):
-            found.setdefault(row["sequence_id"], []).append(row["x"])
-        return {n: np.array(rows, dtype="f8") for n, rows in found.items()}
 
 
 # --- Images -------------------------------------------------------------------

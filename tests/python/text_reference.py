@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     GPT2LMHeadModel,
     LogitsProcessorList,
@@ -37,7 +38,7 @@ class Reference:
 
     def __init__(self, folder: Path, tokenizer: bool = True):
         """Read the network, and the tokenizer if there is one."""
-        self.model = GPT2LMHeadModel.from_pretrained(
+        self.model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
         self.config = self.model.config
