@@ -111,8 +111,34 @@ def pack_rows(
     return packed
 
 
+def stored_dtype(matrix: Matrix, checkpoint: Checkpoint, dtype: str | None) -> str:
+    """The type that a linear module's weights are stored in, one of DTYPES.
+
+    Where none is asked for that is float32. Of a network that stores halves it is
+    float16, if the file has 16 bits and float16 has them in its range.
+    """
+    if dtype is not None:
+        return dtype
+    is_half = (
+        checkpoint.family.stores_halves
+        and DTYPE_BYTES[checkpoint.tensors[matrix.weight].dtype] == 2
+        and checkpoint.largest.get(matrix.weight, 0) <= MAX_HALF
+    )
+    return "float16" if is_half else "float32"
+
+
+def stored_dtypes(checkpoint: Checkpoint, dtype: str | None) -> dict[str, list[str]]:
+    """The weights that are stored in each of these types, by their names."""
+    found: dict[str, list[str]] = {}
+    for module in checkpoint.modules:
+        if isinstance(module, Matrix):
+            kind = stored_dtype(module, checkpoint, dtype)
+            found.setdefault(kind, []).append(module.weight)
+    return found
+
+
 def matrix_blocks(
-    matrix: Matrix, checkpoint: Checkpoint, step: Progress, dtype: str
+    matrix: Matrix, checkpoint: Checkpoint, step: Progress, dtype: str | None
 ) -> Iterator[bytes]:
     """Pack a linear module for COPY, in (chunk, feature) order.
 
@@ -123,6 +149,7 @@ def matrix_blocks(
 
     """
     tensors = checkpoint.tensors
+    dtype = stored_dtype(matrix, checkpoint, dtype)
     bias = matrix.read_bias(tensors)
     itemsize = DTYPE_BYTES[tensors[matrix.weight].dtype]
     height = max(1, BLOCK_BYTES // (4 * matrix.inputs))
@@ -169,7 +196,7 @@ def norm_blocks(norm: Norm, checkpoint: Checkpoint, step: Progress) -> Iterator[
 
 
 def module_blocks(
-    checkpoint: Checkpoint, step: Progress, dtype: str
+    checkpoint: Checkpoint, step: Progress, dtype: str | None
 ) -> Iterator[bytes | None]:
     """Pack the modules that are tables, one after the other, None after each."""
     for module in checkpoint.modules:

@@ -28,7 +28,8 @@ The schema holds:
 and a table per module, named after its path with `_` for `.`:
     linear      chunk, feature, weight vector, bias: the inputs of an output
                 feature, split in equal chunks of at most CHUNK; weight is a
-                halfvec with --dtype float16
+                halfvec with --dtype float16, and by default where the file of a
+                network of the Llama family has 16 bits
     convolution the same; inputs are ordered by y, x and channel
     norm        weight vector, bias vector: one row
 A module that shares another's weights is a view of it.
@@ -40,7 +41,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -51,9 +52,10 @@ from psycopg2.extensions import connection as Connection
 from rich.console import Console
 
 from dbt_nn import database
-from dbt_nn.binary_copy import DTYPES
+from dbt_nn.binary_copy import DTYPES, MAX_HALF, stored_dtypes
 from dbt_nn.checkpoint.files import CheckpointError, quoted
 from dbt_nn.checkpoint.folder import Checkpoint, Progress, open_checkpoint
+from dbt_nn.checkpoint.tensors import DTYPE_BYTES
 from dbt_nn.cli import command
 from dbt_nn.command_line import PROJECT
 from dbt_nn.hub import fetch
@@ -157,6 +159,24 @@ def _works_on(checkpoint: Checkpoint) -> str:
     return "no tokenizer: give token ids as prompts"
 
 
+def _about_halves(checkpoint: Checkpoint, dtype: str | None) -> Iterator[str]:
+    """Say what is stored in float16 though nobody asked for it, and what is not."""
+    if dtype is not None:
+        return
+    stored = stored_dtypes(checkpoint, None)
+    if "float16" in stored:
+        yield (
+            "Its weights are stored in float16, as its file has 16 bits: --dtype "
+            "float32 for more digits, in twice the memory."
+        )
+    for name in stored.get("float32", []) if "float16" in stored else []:
+        if DTYPE_BYTES[checkpoint.tensors[name].dtype] == 2:
+            yield (
+                f"{name} is stored in float32: it has an element of size "
+                f"{checkpoint.largest[name]:g}, and float16 holds {MAX_HALF:,.0f}."
+            )
+
+
 def _print_list(connection: Connection) -> None:
     with connection, connection.cursor() as cursor:
         found = loaded_checkpoints(cursor)
@@ -193,7 +213,7 @@ def load_checkpoint(
     *,
     revision: str | None = None,
     target: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     no_tokenizer: bool = False,
     if_changed: bool = False,
     drop_dependents: bool = False,
@@ -205,7 +225,8 @@ def load_checkpoint(
         name: of its schema (default: from the source's last part).
         revision: branch, tag or commit on the Hub.
         target: of profiles.yml (default: the one dbt uses).
-        dtype: of the linear modules' weights, one of DTYPES.
+        dtype: of the linear modules' weights, one of DTYPES; by default float32, or
+            float16 where stored_dtype() says so.
         no_tokenizer: leave the tokenizer out.
         if_changed: do nothing if the same is loaded under that name.
         drop_dependents: also drop what others built on the one it replaces.
@@ -250,6 +271,8 @@ def load_checkpoint(
                 f"{checkpoint.parameters:,} parameters, {_works_on(checkpoint)}; "
                 f"{time.monotonic() - started:.1f} s."
             )
+            for line in _about_halves(checkpoint, dtype):
+                print(line)
 
 
 def loaded_digest(connection: Connection, name: str) -> str | None:
@@ -311,9 +334,9 @@ target_option = click.option(
 @click.option(
     "--dtype",
     type=click.Choice([*DTYPES]),
-    default="float32",
-    help="Of the weights of linear layers and convolutions; float16 takes half the "
-    "memory, and these layers round their inputs to it too.",
+    help="Of the weights of linear layers and convolutions (default: float32, or "
+    "float16 where the file of a network of the Llama family has 16 bits); float16 "
+    "takes half the memory, and these layers round their inputs to it too.",
 )
 @click.option("--no-tokenizer", is_flag=True, help="Leave the tokenizer out.")
 @click.option(

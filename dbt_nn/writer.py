@@ -19,7 +19,15 @@ from psycopg2 import errors, sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from dbt_nn.binary_copy import DTYPES, Stream, ahead, chunks, module_blocks
+from dbt_nn.binary_copy import (
+    DTYPES,
+    Stream,
+    ahead,
+    chunks,
+    module_blocks,
+    stored_dtype,
+    stored_dtypes,
+)
 from dbt_nn.checkpoint.files import MIB, CheckpointError
 from dbt_nn.checkpoint.folder import Checkpoint, Progress
 from dbt_nn.checkpoint.vocabulary import Tokenizer
@@ -105,13 +113,19 @@ class Writer:
     """Creates and fills the relations of a checkpoint in an open transaction."""
 
     def __init__(
-        self, cursor: Cursor, schema: str, vector_schema: str, dtype: str
+        self, cursor: Cursor, schema: str, vector_schema: str, dtype: str | None
     ) -> None:
-        """Write into `schema`, with the vector types of `vector_schema`, quoted."""
+        """Write into `schema`, with the vector types of `vector_schema`, quoted.
+
+        The linear modules' weights are of the type that stored_dtype() says.
+        """
         self.cursor = cursor
         self.schema = schema
         self.vector = sql.SQL(f"{vector_schema}.vector")
-        self.weight = sql.SQL(f"{vector_schema}.{DTYPES[dtype]}")
+        self.dtype = dtype
+        self.weights = {
+            name: sql.SQL(f"{vector_schema}.{kind}") for name, kind in DTYPES.items()
+        }
 
     def table(
         self,
@@ -122,21 +136,25 @@ class Writer:
         blocks: Iterable[bytes],
         *,
         binary: bool,
+        dtype: str = "float32",
     ) -> None:
         """Create a table, fill it with frozen rows, index and analyze it.
 
         Args:
             name: the table.
             columns: their definitions; `{vector}` stands for that type, `{weight}`
-                for the type of linear modules' weights.
+                for that of a linear module's weights.
             key: the primary key's columns, if any.
             comment: what the table holds.
             blocks: COPY's input.
             binary: whether that is COPY's binary format or its text format.
+            dtype: of these weights, one of DTYPES.
 
         """
         table = sql.Identifier(self.schema, name)
-        definitions = sql.SQL(columns).format(vector=self.vector, weight=self.weight)
+        definitions = sql.SQL(columns).format(
+            vector=self.vector, weight=self.weights[dtype]
+        )
         self.cursor.execute(sql.SQL("create table {} ({})").format(table, definitions))
         copy = sql.SQL("copy {} from stdin with (format {}, freeze)").format(
             table, sql.SQL("binary" if binary else "text")
@@ -212,6 +230,7 @@ class Writer:
             f"from {source} {list(origin.shape)}{part}",
             blocks,
             binary=True,
+            dtype=stored_dtype(module, checkpoint, self.dtype),
         )
 
     def fixed(self, checkpoint: Checkpoint) -> None:
@@ -406,19 +425,25 @@ def drop_checkpoint(cursor: Cursor, name: str, *, dependents: bool = False) -> N
     cursor.execute("set local lock_timeout = 0")
 
 
-def digest(checkpoint: Checkpoint, dtype: str) -> str:
+def digest(checkpoint: Checkpoint, dtype: str | None) -> str:
     """Name what is loaded: the checkpoint's content, and a dtype that changes it."""
-    return checkpoint.digest + ("" if dtype == "float32" else f"-{dtype}")
+    name = dtype_name(checkpoint, dtype)
+    return checkpoint.digest + ("" if name == "float32" else f"-{name}")
 
 
-def _about(checkpoint: Checkpoint, dtype: str) -> dict[str, object]:
+def dtype_name(checkpoint: Checkpoint, dtype: str | None) -> str:
+    """The type of all linear modules' weights, or `float16, float32`."""
+    return ", ".join(sorted(stored_dtypes(checkpoint, dtype))) or "float32"
+
+
+def _about(checkpoint: Checkpoint, dtype: str | None) -> dict[str, object]:
     """What a checkpoint's schema says of it in its comment."""
     return {
         "family": checkpoint.family.kind,
         "parameters": checkpoint.parameters,
         "dtypes": sorted({tensor.dtype for tensor in checkpoint.stored}),
         "tokens": len(checkpoint.tokenizer.vocabulary) if checkpoint.tokenizer else 0,
-        "dtype": dtype,
+        "dtype": dtype_name(checkpoint, dtype),
         "digest": digest(checkpoint, dtype),
         "format": FORMAT,
         "loaded_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -447,7 +472,7 @@ def load(
     *,
     source: str,
     revision: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     drop_dependents: bool = False,
     progress: Callable[[int], Progress] | None = None,
 ) -> None:
@@ -459,7 +484,8 @@ def load(
         name: a safe schema name.
         source: where it comes from, to be remembered.
         revision: the Hub's revision, if one was asked for.
-        dtype: of the linear modules' weights, one of DTYPES.
+        dtype: of the linear modules' weights, one of DTYPES; by default what
+            stored_dtype() says.
         drop_dependents: see `drop_checkpoint`.
         progress: called with the bytes to write; the result is called with
             the bytes of each step.

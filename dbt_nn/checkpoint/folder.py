@@ -62,6 +62,7 @@ class Checkpoint:
         scheduler: scheduler_config.json, completed with its class's defaults;
             None if the family has none.
         digest: SHA-256 in hexadecimal of config, weights, tokenizer and scheduler.
+        largest: the largest absolute weight of each tensor that becomes a table.
 
     """
 
@@ -74,6 +75,7 @@ class Checkpoint:
     scheduler: dict[str, Any] | None
     digest: str
     _files: ExitStack = field(repr=False)
+    largest: dict[str, float] = field(default_factory=dict)
 
     @property
     def stored(self) -> list[Tensor]:
@@ -281,7 +283,8 @@ def _check_tensor(
 def _check_weights(
     checkpoint: Checkpoint, progress: Callable[[int], Progress] | None
 ) -> str:
-    """Look at every weight: refuse NaN and infinity; return the digest."""
+    """Look at every weight: refuse NaN and infinity; note the largest; the digest."""
+    names = {tensor.name: name for name, tensor in checkpoint.tensors.items()}
     stored = sorted(checkpoint.stored, key=lambda tensor: (tensor.path, tensor.start))
     step = progress(sum(t.nbytes for t in stored)) if progress else lambda _: None
     digest = hashlib.sha256()
@@ -310,6 +313,10 @@ def _check_weights(
                     f"{index}. A network with it can't compute anything: use a "
                     "checkpoint whose training did not diverge, or fetch it again."
                 )
+            if len(values):
+                name, most = names[tensor.name], max(values.max(), -values.min())
+                most = max(float(most), checkpoint.largest.get(name, 0.0))
+                checkpoint.largest[name] = most
             parts.append(pool.submit(hashlib.sha256, values))
             if len(parts) > HASHED_BLOCKS:
                 digest.update(parts.popleft().result().digest())

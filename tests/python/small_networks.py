@@ -16,6 +16,7 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
 )
+from transformers.pytorch_utils import Conv1D
 
 from dbt_nn import generate as generate_network
 from image_reference import random_unet, save_pipeline
@@ -73,6 +74,21 @@ def save_encoder(
 def save_image(folder: Path, seed: int) -> Path:
     """Random weights."""
     return save_pipeline(folder, random_unet(seed=seed, **UNET), DDPMScheduler())
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    return x.half().float()
+
+
+def halve(network: torch.nn.Module) -> None:
+    """Round the network's matrices, and what each is multiplied with."""
+    for module in network.modules():
+        if isinstance(
+            module, torch.nn.Linear | torch.nn.Conv2d | Conv1D | torch.nn.Embedding
+        ):
+            module.weight.data = rounded(module.weight.data)
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | Conv1D):
+            module.register_forward_pre_hook(lambda _, given: (rounded(given[0]),))
 
 
 def make_project(folder: Path, text: Path, image: Path | None = None) -> Path:

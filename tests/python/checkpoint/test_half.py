@@ -14,12 +14,11 @@ import pytest
 import torch
 from psycopg2.extensions import connection as Connection
 from safetensors.torch import load_file, save_file
-from transformers.pytorch_utils import Conv1D
 
 from conftest import Dbt, run_script
 from image_reference import Reference as ImageReference
 from runs import TWIN, UNET_TWIN, Ddpm, Gpt2, Row
-from small_networks import save_text
+from small_networks import halve, save_text
 from text_reference import Reference
 
 PROMPTS: list[Row] = [
@@ -37,21 +36,6 @@ def load(folder: Path, name: str, dtype: str = "float16") -> Any:
         *("load_checkpoint.py", str(folder), "--name", name),
         *("--if-changed", "--dtype", dtype),
     )
-
-
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    return x.half().float()
-
-
-def halve(network: torch.nn.Module) -> None:
-    """Round the network's matrices, and what each is multiplied with."""
-    for module in network.modules():
-        if isinstance(
-            module, torch.nn.Linear | torch.nn.Conv2d | Conv1D | torch.nn.Embedding
-        ):
-            module.weight.data = rounded(module.weight.data)
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | Conv1D):
-            module.register_forward_pre_hook(lambda _, given: (rounded(given[0]),))
 
 
 def check(ours: torch.Tensor, reference: torch.Tensor) -> None:
