@@ -2,13 +2,15 @@
 
     dbt-nn complete "It is a truth" temperature=0.8 top_k=40 seed=7
     dbt-nn complete "I wish you a happy New" --next 10
+    dbt-nn complete "The capital of France is" --network smol
 
 writes the prompt into a table, runs dbt on it and shows the text as it grows, a |
 between prompt and completion; with --next the likeliest next tokens. All is in
 schemas of its own, dbt_nn_command_line and dbt_nn_command_line_gpt2 if the
 profile's is dbt_nn: the completions of your own table stay as they are. The options
-are those of gpt2_prompts, with their names in transformers. Without arguments the
-environment's PROMPT and OPTIONS are taken.
+are those of gpt2_prompts, with their names in transformers. --network names another
+text network of the project. Without arguments the environment's PROMPT and OPTIONS are
+taken.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ import psutil
 from psycopg2 import sql
 
 from dbt_nn.cli import checkpoint_option, command
-from dbt_nn.database import DatabaseError, connect, settings
+from dbt_nn.database import DatabaseError, connect, quoted, settings
 from dbt_nn.runner import (
     PROMPTS,
     Pieces,
+    check_network,
     dbt,
     parse_options,
     printable,
@@ -41,7 +44,7 @@ BORDER = "|"  # between a prompt and its completion
 
 
 class Completion(NamedTuple):
-    """A row of gpt2_completions."""
+    """A row of a network's completions."""
 
     prompt_id: object
     prompt: str
@@ -50,9 +53,9 @@ class Completion(NamedTuple):
     error: str | None
 
 
-def read_completions() -> list[Completion]:
+def read_completions(network: str = "gpt2") -> list[Completion]:
     """All of them in the order of prompt_id."""
-    table = sql.Identifier(settings()["schema"], "gpt2_completions")
+    table = sql.Identifier(settings()["schema"], f"{network}_completions")
     columns = sql.SQL(", ").join(map(sql.Identifier, Completion._fields))
     query = sql.SQL("select {} from {} order by prompt_id").format(columns, table)
     with closing(connect()) as connection, connection.cursor() as cursor:
@@ -108,9 +111,9 @@ class Stream:
         self.write("\n")
 
 
-def show_next_tokens(n: int, variables: dict) -> None:
+def show_next_tokens(network: str, n: int, variables: dict) -> None:
     """Print the n likeliest tokens after the prompt, as JSON to show blanks."""
-    rows = query(f"{{{{ dbt_nn.gpt2_next_tokens({n}) }}}}", n, variables)
+    rows = query(f"{{{{ dbt_nn.next_tokens('{network}', {n}) }}}}", n, variables)
     print(f"{'rank':>4}  {'probability':>11}  {'token_id':>8}  token")
     for row in rows:
         token = printable(json.dumps(row["token"], ensure_ascii=False))
@@ -138,6 +141,12 @@ def prompt_of_make(given: str | None) -> str | None:
 @click.argument("options", nargs=-1, metavar="[NAME=VALUE]...")
 @checkpoint_option
 @click.option(
+    "--network",
+    metavar="NAME",
+    default="gpt2",
+    help="A text network: its folder in models/ (gpt2).",
+)
+@click.option(
     "--next",
     "likeliest",
     type=click.IntRange(min=1),
@@ -148,6 +157,7 @@ def main(
     prompt: str | None,
     options: tuple[str, ...],
     checkpoint: str | None,
+    network: str,
     likeliest: int | None,
 ) -> int:
     """Carry out the command line."""
@@ -160,21 +170,23 @@ def main(
     except UnicodeEncodeError:
         raise DatabaseError(f"the prompt is not UTF-8: {prompt!a}") from None
     chosen = parse_options(options)
+    check_network(network, "text")
     if likeliest:
         chosen["max_new_tokens"] = 1
-    schema, variables = use_own_schema("gpt2", checkpoint)
-    write_options(schema, "gpt2", chosen)
+    schema, variables = use_own_schema(network, checkpoint)
+    variables[f"{network}_prompts"] = quoted(schema, PROMPTS)
+    write_options(schema, network, chosen)
     row = {"prompt_id": ("integer", 1), "prompt": ("text", prompt)}
     write_row(schema, PROMPTS, row)
     stream = Stream(prompt)
     texts = None if likeliest else stream.step
-    if dbt("run", "--select", "gpt2", variables=variables, texts=texts):
+    if dbt("run", "--select", network, variables=variables, texts=texts):
         return 1
-    [found] = read_completions()
+    [found] = read_completions(network)
     if found.error:
         raise DatabaseError(f"the prompt: {found.error}")
     if likeliest:
-        show_next_tokens(likeliest, variables)
+        show_next_tokens(network, likeliest, variables)
         return 0
     stream.end(found.completion)
     print(f"\n(finish_reason: {found.finish_reason})", file=sys.stderr)

@@ -18,7 +18,13 @@ import click
 
 from dbt_nn import pictures
 from dbt_nn.cli import checkpoint_option, command
-from dbt_nn.runner import dbt, parse_options, use_own_schema, write_options
+from dbt_nn.runner import (
+    check_network,
+    dbt,
+    parse_options,
+    use_own_schema,
+    write_options,
+)
 
 
 @command(__doc__)
@@ -33,6 +39,7 @@ def main(
 ) -> int:
     """Carry out the command line."""
     chosen = parse_options(options)
+    check_network(network, "image")
     schema, variables = use_own_schema(network, checkpoint)
     write_options(schema, network, chosen)
     if dbt("run", "--select", network, variables=variables):

@@ -46,6 +46,7 @@ from dbt_nn.page import text as text_page
 from dbt_nn.page.build import build
 from dbt_nn.runner import (
     PROMPTS,
+    check_network,
     dbt,
     parse_options,
     printable,
@@ -332,9 +333,11 @@ def main(
     output: Path,
 ) -> int:
     """Carry out the command line."""
+    network = network or ("ddpm" if image else "gpt2")
     if image:  # there is no prompt, so that all arguments are options
         given = parse_options([prompt, *options] if prompt else [])
-        return look_at_images(given, checkpoint, network or "ddpm", output)
+        check_network(network, "image", insight=True)
+        return look_at_images(given, checkpoint, network, output)
     if prompt is None:
         prompt = prompt_of_make(os.environ.get("PROMPT"))
     if prompt is None:
@@ -344,4 +347,5 @@ def main(
     except UnicodeEncodeError:
         raise DatabaseError(f"the prompt is not UTF-8: {prompt!a}") from None
     given = parse_options(options)
-    return look_at_text(prompt, given, checkpoint, network or "gpt2", output)
+    check_network(network, "text", insight=True)
+    return look_at_text(prompt, given, checkpoint, network, output)

@@ -23,10 +23,12 @@ from rich.text import Text
 
 from dbt_nn.command_line import start_command, user_project
 from dbt_nn.database import (
+    PROJECT,
     DatabaseError,
     connect,
     own_schema,
     profiles_path,
+    project_settings,
     quoted,
     settings,
 )
@@ -141,6 +143,61 @@ def write_options(schema: str, network: str, options: Mapping[str, object]) -> N
     """Make the relation of a run's options."""
     row = {name: ("jsonb", Json(value)) for name, value in options.items()}
     write_row(schema, f"{network}_{OPTIONS}", row)
+
+
+# --- Networks --------------------------------------------------------------------
+
+# The kinds of networks, each with a model that it alone has.
+OWN_MODELS = {"text": "completion_tokens", "image": "denoised"}
+DOES = {"text": "writes texts", "image": "draws images"}
+INSIGHT = {"text": "logit_lens", "image": "predictions"}
+
+
+def networks_with(model: str) -> list[str]:
+    """The networks of the user's project, or of this one, that have such a model."""
+    paths = project_settings().get("model-paths") or ["models"]
+    folders = {user_project() / path for path in paths} | {PROJECT / "models"}
+    return sorted(
+        {
+            path.stem.removesuffix(f"_{model}")
+            for folder in folders
+            for path in folder.rglob(f"*_{model}.sql")
+        }
+    )
+
+
+def check_network(network: str, kind: str, *, insight: bool = False) -> None:
+    """Refuse a network that a command can't run, before any work.
+
+    Args:
+        network: its name.
+        kind: `text` or `image`, what it has to be.
+        insight: whether models that look inside it are needed.
+
+    Raises:
+        DatabaseError: there is none of that name, or it is of another kind.
+
+    """
+    own = networks_with(OWN_MODELS[kind])
+    if network not in own:
+        others = [
+            name
+            for model in (*OWN_MODELS.values(), "embeddings", "classes")
+            for name in networks_with(model)
+        ]
+        problem = f"is no network that {DOES[kind]}"
+        if network not in others:
+            problem = "is no network of this project"
+        raise DatabaseError(
+            f"{network} {problem}: choose one of {', '.join(own)}, or write the models "
+            "of another by `dbt-nn generate`"
+        )
+    seen = networks_with(INSIGHT[kind])
+    if insight and network not in seen:
+        raise DatabaseError(
+            f"{network} has no models that look inside it, which `dbt-nn generate` "
+            f"writes for GPT-2 and UNets only: choose one of {', '.join(seen)}"
+        )
 
 
 # --- dbt ------------------------------------------------------------------------
