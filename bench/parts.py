@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from bench.cases import Case
 from bench.encoder import encoder
 from bench.images import unet
+from bench.llama import llama
 from bench.runs import demo, fixed, loading, sessions
 from bench.sizes import Sizes
 from bench.texts import batch, bundled, decode, growth, half, larger, prefill
@@ -19,6 +20,7 @@ PARTS: dict[str, Callable[[Sizes], Iterator[Case]]] = {
     "growth": growth,
     "bundled": bundled,
     "larger": larger,
+    "llama": llama,
     "unet": unet,
     "encoder": encoder,
     "load": loading,
@@ -27,7 +29,7 @@ PARTS: dict[str, Callable[[Sizes], Iterator[Case]]] = {
     "demo": demo,
 }
 # Those of ten minutes, and of gigabytes, are run where they are named.
-BY_NAME = ("larger", "sessions")
+BY_NAME = ("larger", "llama", "sessions")
 USUAL = tuple(part for part in PARTS if part not in BY_NAME)
 # Of a change's parts those that kernels and the loop decide.
 COMPARED_PARTS = ("decode", "batch", "prefill", "bundled", "unet", "encoder")

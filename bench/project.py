@@ -54,7 +54,8 @@ class Project:
         self.execute(f"create schema if not exists {schema}")
         # a network's functions name its layers and its tokens without their schemas
         larger = (f"gpt2_{name}" for name in sizes.larger)
-        networks = ("gpt2", "ddpm", "minilm", *larger)
+        family = (f"llama_{name}" for name in sizes.llama)
+        networks = ("gpt2", "ddpm", "minilm", *larger, *family)
         layers = ", ".join(f"{schema}_{name}" for name in networks)
         self.execute(f"set search_path = {layers}, {schema}, public")
 

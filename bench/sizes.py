@@ -6,6 +6,29 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 
+def llama_shape(
+    width: int,
+    layers: int,
+    heads: int,
+    keys: int,
+    inner: int,
+    vocabulary: int = 49152,
+    theta: float = 100_000.0,
+) -> dict[str, Any]:
+    """Of LlamaConfig, with a tied head and 64 numbers a head."""
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys,
+        "intermediate_size": inner,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+    }
+
+
 @dataclass(frozen=True)
 class Sizes:
     """The defaults are those of docs/benchmarks.md.
@@ -20,6 +43,7 @@ class Sizes:
         images: batches of a UNet step.
         texts: that are embedded.
         larger: other sizes of GPT-2, of GPT2Config.
+        llama: shapes of that family, of LlamaConfig: SmolLM2's and Llama 3.2's.
         new_tokens: of the bundled network's dbt run.
         sessions: what is run by several: names of bench.runs.side_by_side().
         prompts: of these, for the bundled network and for 124M.
@@ -46,6 +70,13 @@ class Sizes:
         default_factory=lambda: {
             "355m": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
             "774m": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
+        }
+    )
+    llama: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {
+            "135m": llama_shape(576, 30, 9, 3, 1536),
+            "360m": llama_shape(960, 32, 15, 5, 2560),
+            "1b": llama_shape(2048, 16, 32, 8, 8192, 128256, 500_000.0),
         }
     )
     new_tokens: int = 32
@@ -85,6 +116,7 @@ SMOKE = Sizes(
     images=(1,),
     texts=8,
     larger={"tiny": {"n_embd": 8, "n_head": 2, "n_layer": 1, "vocab_size": 64}},
+    llama={"tiny": llama_shape(8, 1, 2, 1, 12, 64)},
     new_tokens=1,
     sessions=("gpt2_124m", "ddpm_bundled", "minilm"),
     prompts=(3, 2),
