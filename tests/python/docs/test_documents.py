@@ -28,6 +28,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from dbt_nn.database import PROJECT
+from llama_checkpoints import save_with_tokenizer
 from runs import TWIN
 from small_networks import save_encoder, save_image, save_text
 
@@ -53,6 +54,7 @@ EXCEPTIONS = {
 STAND_INS = {
     "openai-community/gpt2": lambda folder: shutil.copytree(TWIN, folder),
     "FOLDER": lambda folder: save_text(folder, seed=1),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": save_with_tokenizer,
     "BAAI/bge-small-en": lambda folder: save_encoder(folder, ["a text"], seed=1),
     "gnokit/ddpm-butterflies-64": lambda folder: save_image(folder, seed=1),
 }
