@@ -172,6 +172,8 @@
 
     {{ dbt_nn.create_chat_functions() }}
 
+    {{ dbt_nn.create_form_functions() }}
+
     {#
         The text that a token adds after the bytes before it: of a character
         that is split over tokens nothing until it is whole, unless no more
