@@ -141,7 +141,8 @@ def write_row(schema: str, table: str, row: Mapping[str, tuple[str, object]]) ->
 
 def write_options(schema: str, network: str, options: Mapping[str, object]) -> None:
     """Make the relation of a run's options."""
-    row = {name: ("jsonb", Json(value)) for name, value in options.items()}
+    # json keeps the order of an object's keys, which jsonb does not
+    row = {name: ("json", Json(value)) for name, value in options.items()}
     write_row(schema, f"{network}_{OPTIONS}", row)
 
 

@@ -438,7 +438,12 @@ def add_completions(net: Network, tokens: Layer, choices: Layer) -> None:
                 tokens=net.ref("tokens"),
                 completion_tokens=tokens,
                 hyperparameters=net.source("config"),
-            )
+            ),
+            data_test(
+                "are_of_their_form",
+                "answers_are_of_their_form",
+                prompts=net.ref("prompts"),
+            ),
         ],
     )
 
@@ -827,12 +832,19 @@ PROMPT_COLUMNS = [
         "Continuations of which the network is to find the likeliest, an array of "
         "texts; NULL where it is to write.",
     ),
+    column("regex", "text", "A regular expression that the whole completion matches."),
+    column("json_schema", "json", "A JSON schema that the completion fulfils."),
     column(
         "pooling_mode",
         "text",
         "What the prompt's embedding is: mean, lasttoken or max; NULL for none.",
     ),
     column("choice_token_ids", "jsonb", "The tokens of each, an array of arrays."),
+    column(
+        "form_id",
+        "uuid",
+        "Names the answer's form and the checkpoint; NULL where any text may come.",
+    ),
     column(
         "request",
         "uuid",

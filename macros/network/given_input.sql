@@ -21,6 +21,17 @@ where row_type.oid = (select row_type from {{ rows }} limit 1)
 {%- endmacro %}
 
 
+{#- A row as jsonb, an expression. An object in it is given as a text, which keeps the
+    order of its keys, as json does and jsonb does not. -#}
+{% macro given_row(row) -%}
+to_jsonb({{ row }}) || (
+    select coalesce(jsonb_object_agg(field.key, field.value::text), '{}')
+    from json_each(to_json({{ row }})) as field
+    where json_typeof(field.value) = 'object'
+)
+{%- endmacro %}
+
+
 {#-
     Those of a row's fields that are not NULL and have one of the `names`: an
     expression, jsonb. A char(n) is without the blanks that complete it, as PostgreSQL

@@ -16,12 +16,19 @@
         ) }}
     {%- endif -%}
     {%- set known = known | list -%}
+    {%- if options is mapping -%}
+        {%- set given = {} -%}
+        {%- for name, value in options.items() -%}
+            {%- do given.update({name: tojson(value) if value is mapping else value}) -%}
+        {%- endfor -%}
+        {%- set options = given -%}
+    {%- endif -%}
 select {{ dbt_nn.given_fields('given.named', known) | indent(4) }} as options
 from (
     {%- if options is string %}
     {#- an alias that is the name of no column #}
     select
-        coalesce(jsonb_agg(to_jsonb(dbt_nn_row)) -> 0, '{}') as named,
+        coalesce(jsonb_agg({{ dbt_nn.given_row('dbt_nn_row') | indent(8) }}) -> 0, '{}') as named,
         count(*) as n
     from {{ dbt_nn.whole_relation(dbt_nn.user_relation(options)) }} as dbt_nn_row
     {%- else %}

@@ -4,6 +4,7 @@
     logits    real[vocabulary], an expression of the enclosing row
     options   alias of the enclosing row: do_sample, temperature, top_k, top_p,
               min_p, seed, prompt_id, position
+    allowed   the tokens that may be drawn, an integer[]; all by default
     -> one row (token_id); the smaller id first among equal logits
 
     Behaves as transformers' TemperatureLogitsWarper, TopKLogitsWarper,
@@ -12,7 +13,7 @@
     Among logits equal to the k-th, top-k keeps the smaller ids and exactly k
     tokens, where transformers keeps all of them.
 -#}
-{% macro choose_token(logits, options) -%}
+{% macro choose_token(logits, options, allowed=none) -%}
 {%- set k = (
     'case when ' ~ options ~ '.do_sample then nullif(' ~ options ~ '.top_k, 0) else 1 end'
 ) -%}
@@ -49,7 +50,7 @@ from (
                         ) / {{ temperature }}
                     ) as weight
                 from (
-                    {{ dbt_nn.likeliest_tokens(logits, k) | indent(20) }}
+                    {{ dbt_nn.likeliest_tokens(logits, k, allowed) | indent(20) }}
                 ) as top
             ) as best
         ) as likely
@@ -71,13 +72,25 @@ limit 1
 
     logits    real[vocabulary], an expression of the enclosing row
     k         scalar expression; all tokens where it is NULL
+    allowed   the tokens among which they are, an integer[]; all by default
     -> k rows (token_id, x), x the logit as float8; the smaller id first among
        equals
 
     They are in the k slices whose maxima are highest, so that only those are
     sorted.
 -#}
-{% macro likeliest_tokens(logits, k) -%}
+{% macro likeliest_tokens(logits, k, allowed=none) -%}
+{%- if allowed %}
+select token_id, whole.logits[token_id + 1]::float8 as x
+from (
+    select given.logits
+    from (select {{ logits }} as logits) as given
+    offset 0
+) as whole
+cross join unnest({{ allowed }}) as token_id
+order by x desc, token_id
+limit {{ k }}
+{%- else %}
 select slice.start + score.i - 2 as token_id, score.x::float8 as x
 from (
     select slice.start, slice.logits
@@ -102,6 +115,7 @@ cross join lateral (
 ) as score
 order by score.x desc, token_id
 limit {{ k }}
+{%- endif %}
 {%- endmacro %}
 
 

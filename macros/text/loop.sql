@@ -176,6 +176,7 @@
         where prompts.finished_at is null
             and tokens.sequence_id = prompts.sequence_id
             and tokens.position = 0;
+        {{ dbt_nn.forget_forms(prompts, network) | indent(8) }};
         next_batch := {{ dbt_nn.take_function(samples) }}();
         if next_batch is null then
             return null;

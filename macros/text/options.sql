@@ -5,8 +5,9 @@
     min_p turns it on. prompt_logprobs is vLLM's: score the prompt's own tokens;
     it is on where max_new_tokens is 0. pooling_mode is sentence-transformers': give
     a vector of the prompt. choices are continuations of the prompt of which the
-    network is to find the likeliest: it generates none. `valid` is a condition on the
-    value {}.
+    network is to find the likeliest: it generates none. regex and json_schema are what
+    vLLM calls structured outputs: the completion is of that form. `valid` is a condition
+    on the value {}.
 -#}
 {% macro generation_options() -%}
     {{ return({
@@ -45,6 +46,11 @@
         },
         'stop_strings': {'type': 'jsonb'},
         'choices': {'type': 'jsonb'},
+        'regex': {'type': 'text', 'default': 'null'},
+        'json_schema': {
+            'type': 'json', 'default': 'null', 'valid': "json_typeof({}) = 'object'",
+            'must_be': 'a JSON schema, an object',
+        },
         'pooling_mode': {
             'type': 'text', 'default': 'null',
             'valid': "{} in ('" ~ dbt_nn.text_pooling_modes() | join("', '") ~ "')",
@@ -92,4 +98,12 @@
         then format(
             'choices must differ, and %s has one twice', options -> 'choices'
         )
+    when options ? 'regex' and options ? 'json_schema'
+        then 'give a regex or a json_schema, not both'
+    when options ?| array['regex', 'json_schema'] and options ? 'choices'
+        then 'choices are scored and not written: give no regex or json_schema with them'
+    when options ?| array['regex', 'json_schema']
+        and options -> 'stop_strings' not in ('[]', 'null')
+        then 'stop_strings could cut an answer of a form: give no regex or json_schema '
+            'with them'
 {%- endmacro %}

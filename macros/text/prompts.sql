@@ -32,6 +32,9 @@
     as the prompt has is the choice. Where the prompt is given as token ids, a choice
     is encoded by itself.
 
+    A prompt with a regex or a json_schema has a form_id, which names the form and the
+    checkpoint.
+
     A row that cannot be completed says why in `error`. What concerns all rows
     (an option of all, a prompt that is of no text type, a column with nearly the
     name of an option, a prompt_id that is NULL or there twice, a checkpoint
@@ -62,7 +65,7 @@ checked_options as materialized (
 prompts as materialized (
     select
         dbt_nn_row.prompt_id,
-        to_jsonb(dbt_nn_row) as fields,
+        {{ dbt_nn.given_row('dbt_nn_row') | indent(8) }} as fields,
         pg_typeof(dbt_nn_row) as row_type,
         count(*) over (partition by dbt_nn_row.prompt_id) as namesakes
     from {{ dbt_nn.sampled(prompts, 'dbt_nn_row') }}
@@ -295,6 +298,10 @@ tokenized as materialized (
     )
 ),
 
+forms as materialized (
+    {{ dbt_nn.examined_forms('checked', vocabulary) | indent(4) }}
+),
+
 bounded as (
     select
         tokenized.*,
@@ -313,10 +320,18 @@ bounded as (
                         'token id %s is not in the vocabulary of %s',
                         unknown.token_id, {{ dbt_nn.hyperparameter(config, 'vocab_size') }}
                     )
-                else wrong_choice.problem
+                else coalesce(
+                    wrong_choice.problem,
+                    {{ dbt_nn.form_problem(
+                        'forms', 'tokenized.options', 'cardinality(token_ids)', config
+                    ) | indent(20) }}
+                )
             end
         ) as problem
     from tokenized
+    left join forms
+        on forms.regex is not distinct from tokenized.options ->> 'regex'
+        and forms.json_schema is not distinct from tokenized.options ->> 'json_schema'
     cross join lateral (
         select max(token_id) as token_id
         from unnest(tokenized.token_ids) as token_id
@@ -397,6 +412,10 @@ typed as (
         end as stop_strings,
         options -> 'choices' as choices,
         case when problem is null then choice_token_ids end as choice_token_ids,
+        case
+            when problem is null
+                then {{ dbt_nn.form_id(checkpoint, 'options') | indent(16) }}
+        end as form_id,
         request,
         problem as error
     from accepted
@@ -417,7 +436,7 @@ filled as (
 select
     {%- for name in ['sequence_id', 'prompt_id', 'prompt', 'prompt_token_ids']
         + dbt_nn.generation_options() | list
-        + ['choice_token_ids', 'request', 'error'] %}
+        + ['choice_token_ids', 'form_id', 'request', 'error'] %}
     {{ name }},
     {%- endfor %}
     gen_random_uuid() as completion_id,

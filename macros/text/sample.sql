@@ -13,6 +13,7 @@
     number of a token is a function of (seed, prompt_id, position) alone.
     logprob, rank and alternatives are of the network's own distribution,
     before any option. finish_reason is NULL until a sequence's last token.
+    A prompt with a regex or a json_schema gets tokens of that form alone.
 -#}
 {% macro text_sample(logits, prompts, tokens, vocabulary, config) -%}
 {#- A logit is sorted and has its exp(): as long as some hundred multiply-adds. -#}
@@ -63,6 +64,13 @@ chosen as materialized (
         select
             newest.*,
             case
+                when newest.form_id is not null then (
+                    {{ dbt_nn.choose_token(
+                        dbt_nn.penalized_logits('newest', tokens),
+                        'newest',
+                        dbt_nn.form_tokens('newest', tokens, vocabulary, config),
+                    ) | indent(20) }}
+                )
                 when not newest.do_sample and newest.repetition_penalty = 1
                     then likeliest.token_ids[1]
                 else (

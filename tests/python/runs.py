@@ -46,6 +46,8 @@ PROMPT_TYPES = {
     "stop_strings": "jsonb",
     "choices": "jsonb",
     "pooling_mode": "text",
+    "regex": "text",
+    "json_schema": "json",
 }
 REQUEST_TYPES = {
     "image_id": "integer",
@@ -236,7 +238,7 @@ class Gpt2(Runs):
             )
             for row in rows:
                 values = {**row}
-                for name in ("stop_strings", "choices"):
+                for name in ("stop_strings", "choices", "json_schema"):
                     if values.get(name) is not None:
                         values[name] = Json(values[name])
                 cursor.execute(insert, [values.get(column) for column in columns])

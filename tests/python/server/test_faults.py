@@ -523,7 +523,10 @@ class Disturbed:
             "and relkind = 'r' and relnamespace::regnamespace::text = any(%s)",
             [[self.runs.schema, f"{self.runs.schema}_{self.runs.network}"]],
         )
-        assert {row[0] for row in found} <= allowed | {"fingerprints", "network_leases"}
+        assert {row[0] for row in found} <= allowed | {
+            *("fingerprints", "network_leases"),
+            *("form_automata", "form_vocabularies", "form_masks"),
+        }
 
     def disturb_all(self, points: dict[str, int], job: Callable[[int], Any]) -> int:
         """Jobs, each until it is done, until there was a fault at each point."""

@@ -19,7 +19,8 @@
     <family>_pace() and <family>_problems(). A family may have
     <family>_is_alone(), whether weights that are held in memory are for one text;
     <family>_outdated(), a statement that drops rows which those of a step replace; and
-    <family>_functions(), more functions of the network.
+    <family>_functions(), more functions of the network; and
+    <family>_prepare(), the body of a function called before outputs are sampled.
 -#}
 {% materialization generation, adapter='postgres' %}
     {%- set relation = this.incorporate(type='table') -%}
@@ -36,6 +37,7 @@
         dbt_nn.create_forward_function(relation, dbt_nn.program(sql))
         ~ dbt_nn.create_take_functions(relation, network, family)
         ~ dbt_nn.create_advance_function(relation, network, family)
+        ~ dbt_nn.create_prepare_function(relation, network, family)
         ~ dbt_nn.create_step_function(relation, network, family)
         ~ (more_functions(relation, network) if more_functions else '')
     ) -%}
@@ -126,7 +128,11 @@
     {%- set sessions = dbt_nn.begin_loop(relation, enter, dbt_nn.sessions(network)) -%}
     {%- set enter = enter ~ '; ' ~ dbt_nn.share_workers(sessions) -%}
     {%- set state = dbt_nn.committed_step(
-        enter, dbt_nn.forward_function(relation) ~ '(true)', progress
+        enter
+        ~ ('; select ' ~ dbt_nn.prepare_function(relation) ~ '()'
+            if dbt_nn.family_macro(family, 'prepare') else ''),
+        dbt_nn.forward_function(relation) ~ '(true)',
+        progress,
     ) -%}
     {%- do dbt_nn.report_progress(network, state, '', true) -%}
     {%- set loop_state = {
@@ -331,6 +337,24 @@
 {%- endmacro %}
 
 
+{#- The function that makes what the sampling of a step reads besides the layers, if the
+    family needs any. -#}
+{% macro create_prepare_function(relation, network, family) -%}
+    {%- set prepare = dbt_nn.family_macro(family, 'prepare') -%}
+    {%- if prepare %}
+    create or replace function {{ dbt_nn.prepare_function(relation) }}()
+    returns void language plpgsql as $prepare$
+    {{ prepare(relation, network) }}
+    $prepare$;
+    {%- endif -%}
+{%- endmacro %}
+
+
+{% macro prepare_function(relation) -%}
+    {{ adapter.quote(relation.schema) }}.{{ adapter.quote(relation.identifier ~ '_prepare') }}
+{%- endmacro %}
+
+
 {#- The function that makes one step: advance, run every layer, sample. It says whether
     there was one: other sessions may have all the batches that are left. -#}
 {% macro create_step_function(relation, network, family) -%}
@@ -360,6 +384,9 @@
             schema=node.schema, identifier=node.alias
         )) }}(anew, held);
         {%- endfor %}
+        {%- if dbt_nn.family_macro(family, 'prepare') %}
+        perform {{ dbt_nn.prepare_function(relation) }}();
+        {%- endif %}
         perform {{ dbt_nn.forward_function(relation) }}(anew, held);
         return true;
     end
