@@ -3,9 +3,12 @@
     dbt-nn complete "It is a truth" temperature=0.8 top_k=40 seed=7
     dbt-nn complete "I wish you a happy New" --next 10
     dbt-nn complete "The capital of France is" --network smol
+    dbt-nn complete --chat "Who wrote Emma?" --system "Be brief."
 
 writes the prompt into a table, runs dbt on it and shows the text as it grows, a |
-between prompt and completion; with --next the likeliest next tokens. All is in
+between prompt and completion; with --next the likeliest next tokens. With --chat the
+prompt is what a user says, in the form of the checkpoint's chat template, and the
+answer alone is shown. All is in
 schemas of its own, dbt_nn_command_line and dbt_nn_command_line_gpt2 if the
 profile's is dbt_nn: the completions of your own table stay as they are. The options
 are those of gpt2_prompts, with their names in transformers. --network names another
@@ -66,8 +69,9 @@ def read_completions(network: str = "gpt2") -> list[Completion]:
 class Stream:
     """A prompt and its completion on stdout, as it is written."""
 
-    def __init__(self, prompt: str):
+    def __init__(self, prompt: str, border: str = BORDER):
         self.prompt = prompt
+        self.border = border
         self.shown: str | None = None  # of the completion; None: nothing yet
 
     def write(self, text: str) -> None:
@@ -81,7 +85,7 @@ class Stream:
         self.write_style("\x1b[1m" if bold else "")
         self.write(self.prompt)
         self.write_style("\x1b[0m" if bold else "")
-        self.write(BORDER)
+        self.write(self.border)
         self.shown = ""
 
     def write_style(self, code: str) -> None:
@@ -140,6 +144,8 @@ def prompt_of_make(given: str | None) -> str | None:
 @click.argument("prompt", required=False)
 @click.argument("options", nargs=-1, metavar="[NAME=VALUE]...")
 @checkpoint_option
+@click.option("--chat", is_flag=True, help="The prompt is what a user says.")
+@click.option("--system", metavar="TEXT", help="With --chat, the system prompt.")
 @click.option(
     "--network",
     metavar="NAME",
@@ -158,9 +164,13 @@ def main(
     options: tuple[str, ...],
     checkpoint: str | None,
     network: str,
+    chat: bool,
+    system: str | None,
     likeliest: int | None,
 ) -> int:
     """Carry out the command line."""
+    if system is not None and not chat:
+        raise click.UsageError("--system is for --chat")
     if prompt is None:
         prompt = prompt_of_make(os.environ.get("PROMPT"))
     if prompt is None:
@@ -171,6 +181,10 @@ def main(
         raise DatabaseError(f"the prompt is not UTF-8: {prompt!a}") from None
     chosen = parse_options(options)
     check_network(network, "text")
+    if chat:
+        chosen["apply_chat_template"] = True
+    if system is not None:
+        chosen["system_prompt"] = system
     if likeliest:
         chosen["max_new_tokens"] = 1
     schema, variables = use_own_schema(network, checkpoint)
@@ -178,7 +192,7 @@ def main(
     write_options(schema, network, chosen)
     row = {"prompt_id": ("integer", 1), "prompt": ("text", prompt)}
     write_row(schema, PROMPTS, row)
-    stream = Stream(prompt)
+    stream = Stream("", border="") if chat else Stream(prompt)
     texts = None if likeliest else stream.step
     if dbt("run", "--select", network, variables=variables, texts=texts):
         return 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
-from tokenizers import BertWordPieceTokenizer
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
     BertModel,
@@ -46,6 +48,35 @@ def save_text(folder: Path, seed: int) -> Path:
     for path in TWIN.iterdir():
         if path.name in ("tokenizer.json", "vocab.json", "merges.txt"):
             shutil.copy(path, folder)
+    return folder
+
+
+def save_chat(folder: Path, template: str | None, seed: int) -> Path:
+    """The same with a chat template."""
+    return add_chat(save_text(folder, seed), template)
+
+
+def add_chat(folder: Path, template: str | None) -> Path:
+    """Give a network with the twin's tokenizer a chat template.
+
+    And a token that is put before each prompt.
+    """
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    end = "<|endoftext|>"
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{end} $A", special_tokens=[(end, tokenizer.token_to_id(end))]
+    )
+    tokenizer.save(str(path))
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": end,
+        "bos_token": end,
+        **({"chat_template": template} if template else {}),
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 

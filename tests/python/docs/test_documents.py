@@ -27,10 +27,11 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from chat_templates import SMOLLM2
 from dbt_nn.database import PROJECT
 from llama_checkpoints import save_with_tokenizer
 from runs import TWIN
-from small_networks import save_encoder, save_image, save_text
+from small_networks import add_chat, save_encoder, save_image, save_text
 
 README = "README.md"
 OVERVIEW = "models/overview.md"
@@ -54,7 +55,9 @@ EXCEPTIONS = {
 STAND_INS = {
     "openai-community/gpt2": lambda folder: shutil.copytree(TWIN, folder),
     "FOLDER": lambda folder: save_text(folder, seed=1),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": save_with_tokenizer,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": lambda folder: add_chat(
+        save_with_tokenizer(folder), SMOLLM2
+    ),
     "BAAI/bge-small-en": lambda folder: save_encoder(folder, ["a text"], seed=1),
     "gnokit/ddpm-butterflies-64": lambda folder: save_image(folder, seed=1),
 }

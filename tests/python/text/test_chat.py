@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,13 @@ from typing import Any
 import pytest
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import Json
-from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from chat_templates import SMOLLM2
-from conftest import Dbt
-from runs import Gpt2, load_checkpoint
-from small_networks import TEXT, make_project, save_text
+from conftest import Dbt, run_script
+from runs import TWIN, Gpt2, load_checkpoint
+from small_networks import TEXT, make_project, save_chat
+from text_reference import Reference
 
 SCHEMA = "test_chat"
 STRICT = """{% for m in messages %}\
@@ -27,32 +29,9 @@ STRICT = """{% for m in messages %}\
 {% if add_generation_prompt %}<assistant>{% endif %}"""
 
 
-def save(folder: Path, template: str | None) -> Path:
-    """A network whose tokenizer puts a token before each prompt."""
-    save_text(folder, seed=3)
-    path = folder / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(path))
-    frame = ("<|endoftext|>", tokenizer.token_to_id("<|endoftext|>"))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{frame[0]} $A", special_tokens=[frame]
-    )
-    tokenizer.save(str(path))
-    for name in ("vocab.json", "merges.txt"):
-        (folder / name).unlink()
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": frame[0],
-        "bos_token": frame[0],
-    }
-    if template is not None:
-        config["chat_template"] = template
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("chat") / "network", STRICT)
+    return save_chat(tmp_path_factory.mktemp("chat") / "network", STRICT, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +222,7 @@ def test_no_template(network: Gpt2, folder: Path, tmp_path: Path) -> None:
             "the checkpoint's chat template can't be run: it is no valid Jinja",
         ),
     ):
-        other = save(tmp_path / f"network{len(message)}", template)
+        other = save_chat(tmp_path / f"network{len(message)}", template, seed=3)
         load_checkpoint(other, TEXT)
         read(network, OPTIONS, ROWS, Json({1: TALKS[1]}))
         assert message in prompts(network)[1]["error"]
@@ -252,7 +231,7 @@ def test_no_template(network: Gpt2, folder: Path, tmp_path: Path) -> None:
 
 def test_end_of_text(folder: Path, tmp_path: Path, connection: Connection) -> None:
     """generation_config.json has the tokens that end a text."""
-    other = save(tmp_path / "ends", SMOLLM2)
+    other = save_chat(tmp_path / "ends", SMOLLM2, seed=3)
     (other / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
     load_checkpoint(other, "test_chat_ends")
     with connection.cursor() as cursor:
@@ -261,3 +240,46 @@ def test_end_of_text(folder: Path, tmp_path: Path, connection: Connection) -> No
         )
         assert cursor.fetchone() == ([5, 7],)
         cursor.execute("drop schema test_chat_ends cascade")
+
+
+@pytest.mark.long
+def test_command_line(tmp_path: Path, connection: Connection) -> None:
+    """The answer alone is printed: what transformers writes after the question."""
+    twin = shutil.copytree(TWIN, tmp_path / "twin")
+    config = json.loads((twin / "tokenizer_config.json").read_text())
+    (twin / "tokenizer_config.json").write_text(
+        json.dumps(config | {"chat_template": SMOLLM2})
+    )
+    name = "test_chat_twin"
+    load_checkpoint(TWIN, "gpt2_twin")
+    load_checkpoint(twin, name)
+    environment = {
+        **os.environ,
+        "DBT_NN_SCHEMA": f"{SCHEMA}_line",
+        "DBT_TARGET_PATH": str(tmp_path / "target"),
+    }
+    question = ["Who is Emma?", "--chat", "--system", "Be brief.", "max_new_tokens=6"]
+    try:
+        done = run_script(
+            "complete.py", *question, "--checkpoint", name, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        reference = Reference(twin)
+        text = reference.tokenizer.apply_chat_template(
+            [say("system", "Be brief."), say("user", question[0])],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        row = {"prompt_token_ids": reference.tokenizer(text).input_ids}
+        written = reference.generate(row, max_new_tokens=6)
+        assert done.stdout == reference.decode(written) + "\n"
+        done = run_script(
+            "complete.py", *question, "--checkpoint", "gpt2_twin", env=environment
+        )
+        assert done.returncode == 1
+        assert "the checkpoint has no chat template" in done.stderr
+    finally:
+        for schema in (name, *(f"{SCHEMA}_line{x}" for x in ("", "_gpt2"))):
+            for end in ("", "_command_line", "_command_line_gpt2"):
+                with connection.cursor() as cursor:
+                    cursor.execute(f"drop schema if exists {schema}{end} cascade")
