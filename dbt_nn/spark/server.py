@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -40,18 +41,14 @@ class Server:
 
         """
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        folder = os.environ.get("DBT_NN_SPARK_FOLDER") or tempfile.gettempdir()
         self.watchdog = subprocess.Popen(
-            [sys.executable, "-m", "dbt_nn.spark.watchdog"],
+            [sys.executable, "-m", "dbt_nn.spark.watchdog", folder, shared_buffers],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": path},
         )
-        folder = os.environ.get("DBT_NN_SPARK_FOLDER")
-        wanted = {"shared_buffers": shared_buffers, "folder": folder}
-        with suppress(BrokenPipeError):
-            self.watchdog.stdin.write(json.dumps(wanted).encode() + b"\n")
-            self.watchdog.stdin.flush()
         answer = json.loads(self.watchdog.stdout.readline() or '{"error": "no answer"}')
         if "error" in answer:
             self.close()

@@ -1,13 +1,11 @@
 """A PostgreSQL that lives as long as the process that asked for it.
 
-    python -m dbt_nn.spark.watchdog < pipe
+    python -m dbt_nn.spark.watchdog FOLDER SHARED_BUFFERS < pipe
 
 A worker of Spark may be killed at any moment, and can't clean up then. So this process,
 which no one kills along with it, has the server and its folder. It says in a line of
 JSON where the server is, and ends it when its standard input ends: by then the worker
 has closed it or is dead, be it by kill -9. It ends, too, when the server is killed.
-
-The first line of the input is JSON: {"shared_buffers": "256MB", "folder": "/tmp"}.
 """
 
 from __future__ import annotations
@@ -64,7 +62,7 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _make_place(folder: str | None) -> embedded.Place:
+def _make_place(folder: str) -> embedded.Place:
     """A new private folder on local disk."""
     user = embedded.own_user() if os.geteuid() == 0 else None
     binaries = embedded.reachable_binaries(
@@ -136,17 +134,11 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # they end the worker, and that this
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _prctl(SUBREAPER, 1)
-    line = b""
-    while not line.endswith(b"\n"):  # nothing more may be read: select() waits for it
-        byte = os.read(0, 1)
-        if not byte:
-            return
-        line += byte
-    wanted = json.loads(line)
+    folder, shared_buffers = sys.argv[1:]
     place, process = None, None
     try:
-        place = _make_place(wanted.get("folder"))
-        process = _start(place, wanted["shared_buffers"])
+        place = _make_place(folder)
+        process = _start(place, shared_buffers)
         answer = {"socket": str(place.socket), "pid": process.pid}
         print(json.dumps({**answer, "home": str(place.home)}), flush=True)
         _wait(process)

