@@ -84,6 +84,25 @@ when jsonb_typeof({{ fields }} -> 'messages') <> 'array'
         'at least one, not %s',
         left({{ fields }} ->> 'messages', 200)
     )
+{#- templates leave such a message out, or write an empty one #}
+when exists (
+    select from jsonb_array_elements({{ fields }} -> 'messages') as message
+    where coalesce(message ->> 'role', '') = ''
+        or message ->> 'content' is null and not message ? 'tool_calls'
+)
+    then (
+        select format(
+            'message %s has no %s',
+            said.i,
+            case when coalesce(said.message ->> 'role', '') = '' then 'role' else 'content' end
+        )
+        from jsonb_array_elements({{ fields }} -> 'messages')
+            with ordinality as said (message, i)
+        where coalesce(said.message ->> 'role', '') = ''
+            or said.message ->> 'content' is null and not said.message ? 'tool_calls'
+        order by said.i
+        limit 1
+    )
 when {{ dbt_nn.conversation(fields, options) | indent(4) }} is not null
     and {{ dbt_nn.hyperparameter(config, 'chat_program', 'jsonb') | indent(4) }} is null
     then coalesce(

@@ -42,6 +42,9 @@ declare
 begin
     content := '';
     for k in 0 .. jsonb_array_length(program) - 1 loop
+        if clock_timestamp() > (given ->> '$until')::timestamptz then
+            raise exception 'it takes longer than {{ dbt_nn.chat_seconds() }} s';
+        end if;
         node := program -> k;
         piece := '';
         case node ->> 0
@@ -84,9 +87,6 @@ begin
             end if;
             n := cardinality(items);
             for i in 1 .. n loop
-                if clock_timestamp() > (given ->> '$until')::timestamptz then
-                    raise exception 'it takes longer than {{ dbt_nn.chat_seconds() }} s';
-                end if;
                 loop_of := jsonb_build_object(
                     'index', i, 'index0', i - 1, 'first', i = 1, 'last', i = n,
                     'length', n, 'revindex', n - i + 1, 'revindex0', n - i
@@ -181,7 +181,20 @@ begin
             program,
             tokens
             || jsonb_build_object(
-                'messages', messages, 'add_generation_prompt', true,
+                'messages', (
+                    {#- keys that are null count as missing, as in transformers #}
+                    select jsonb_agg(
+                        (
+                            select coalesce(jsonb_object_agg(field.key, field.value), '{}')
+                            from jsonb_each(said.message) as field
+                            where field.value <> 'null'
+                        )
+                        order by said.i
+                    )
+                    from jsonb_array_elements(messages)
+                        with ordinality as said (message, i)
+                ),
+                'add_generation_prompt', true,
                 'tools', null, 'documents', null
             )
             || coalesce(named, '{}')

@@ -235,6 +235,9 @@ declare
     a numeric;
     b numeric;
 begin
+    if length(x #>> '{}') + length(y #>> '{}') > {{ dbt_nn.chat_length() }} then
+        raise exception 'it makes a text of more than {{ dbt_nn.chat_length() }} characters';
+    end if;
     if operator = 'add' and jsonb_typeof(x) = 'string' and jsonb_typeof(y) = 'string' then
         return to_jsonb((x #>> '{}') || (y #>> '{}'));
     elsif operator = 'add' and jsonb_typeof(x) = 'array' and jsonb_typeof(y) = 'array' then
@@ -370,13 +373,13 @@ begin
             {{ dbt_nn.db_function('chat_bound_of_slice') }}(node -> 4, given, vars)
         );
     when 'concat' then
-        return to_jsonb((
-            select coalesce(string_agg(
-                {{ dbt_nn.db_function('chat_text_of') }}(item), '' order by i
-            ), '')
-            from unnest({{ dbt_nn.db_function('chat_values') }}(node -> 1, given, vars))
-                with ordinality as listed (item, i)
-        ));
+        x := '""';
+        foreach y in array {{ dbt_nn.db_function('chat_values') }}(node -> 1, given, vars) loop
+            x := {{ dbt_nn.db_function('chat_arithmetic') }}(
+                'add', x, to_jsonb({{ dbt_nn.db_function('chat_text_of') }}(y))
+            );
+        end loop;
+        return x;
     when 'list' then
         return to_jsonb({{ dbt_nn.db_function('chat_values') }}(node -> 1, given, vars));
     when 'dict' then

@@ -76,6 +76,7 @@ TALKS = {
     9: [7],
     10: None,
     11: [{"role": "user"}],
+    12: [say("user", "a"), {"content": "b", "role": None}],
 }
 
 
@@ -129,13 +130,13 @@ def test_conversations(network: Gpt2, folder: Path) -> None:
         assert found[n]["error"] is None
     errors = {n: row["error"] for n, row in found.items() if row["error"]}
     assert set(errors) == set(TALKS) - {1, 2, 5}
-    assert errors[3] == 'the chat template: it cannot add "<user>" and null'
+    assert errors[3] == errors[11] == "message 1 has no content"
+    assert errors[12] == "message 2 has no role"
     assert errors[4] == "the chat template: No role parrot"
     for n in (6, 7, 9):
         assert "messages must be an array of objects" in errors[n]
     assert "cannot add" in errors[8]
     assert errors[10] == "has no prompt, messages or prompt_token_ids"
-    assert "cannot add" in errors[11]
     done = network.completions()
     assert [n for n, row in sorted(done.items()) if row["completion"] is not None] == [
         1,

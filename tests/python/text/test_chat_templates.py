@@ -414,7 +414,10 @@ def test_endless(run: Run) -> None:
 
 
 def test_growing(run: Run) -> None:
-    """One that writes without end, too."""
+    """One that writes without end, too; and one whose values grow."""
+    for twice in ("a + a", "a ~ a", "a ~ '' ~ a"):
+        doubled = "{% set a = 'aaaaaaaa' %}" + f"{{% set a = {twice} %}}" * 60
+        assert "more than 10000000 characters" in run(doubled, TALK)[1]
     growing = "{% for a in range(99999) %}{{ 'a' * 999999 }}{% endfor %}"
     assert "more than 10000000 characters" in run(growing, TALK)[1]
 
