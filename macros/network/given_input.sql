@@ -21,14 +21,21 @@ where row_type.oid = (select row_type from {{ rows }} limit 1)
 {%- endmacro %}
 
 
-{#- A row as jsonb, an expression. An object in it is given as a text, which keeps the
-    order of its keys, as json does and jsonb does not. -#}
+{#- A row as jsonb, an expression. An object whose keys have an order that counts is
+    given as a text, which keeps it, as json does and jsonb does not. -#}
 {% macro given_row(row) -%}
 to_jsonb({{ row }}) || (
     select coalesce(jsonb_object_agg(field.key, field.value::text), '{}')
     from json_each(to_json({{ row }})) as field
     where json_typeof(field.value) = 'object'
+        and field.key in ({{ dbt_nn.literals(dbt_nn.ordered_options()) }})
 )
+{%- endmacro %}
+
+
+{#- The options that are objects whose keys have an order that counts: a list. -#}
+{% macro ordered_options() -%}
+    {{ return(['json_schema']) }}
 {%- endmacro %}
 
 

@@ -19,7 +19,8 @@
     {%- if options is mapping -%}
         {%- set given = {} -%}
         {%- for name, value in options.items() -%}
-            {%- do given.update({name: tojson(value) if value is mapping else value}) -%}
+            {%- set is_ordered = value is mapping and name in dbt_nn.ordered_options() -%}
+            {%- do given.update({name: tojson(value) if is_ordered else value}) -%}
         {%- endfor -%}
         {%- set options = given -%}
     {%- endif -%}
