@@ -85,7 +85,7 @@ MUTATIONS = [
     Mutation(
         "attention to what lies ahead",
         "engines/postgres/fast/attention.sql",
-        "            and k.position <= {{ query }}.position\n",
+        "        and newest.position <= {{ row }}.position\n",
         "",
         "attention_of_one_head",
     ),
@@ -127,15 +127,15 @@ MUTATIONS = [
     Mutation(
         "no newest value",
         "engines/postgres/fast/attention.sql",
-        "and v.position <= {{ weights }}.position",
-        "and v.position < {{ weights }}.position",
+        "where {{ places }} % {{ short }} > 0",
+        "where false",
         "attention_reads_blocks",
     ),
     Mutation(
         "attention to another sequence",
         "engines/postgres/fast/attention.sql",
-        "on v.sequence_id = {{ weights }}.sequence_id",
-        "on true",
+        "where newest.sequence_id = {{ row }}.sequence_id",
+        "where true",
         "attention_of_one_head",
     ),
     Mutation(

@@ -41,7 +41,8 @@
 
 {% macro causal_attention(query, key, value, heads, blocks, kv_heads, window) -%}
 {# each head of the queries, see half_scaled(); its keys and values are of `kv_head`, and
-   `start` features are before theirs #}
+   `start` features are before theirs. Those of the newest places are read once for all
+   heads. #}
 with queries as (
     select
         x.sequence_id,
@@ -54,11 +55,15 @@ with queries as (
         x.first,
         {{ dbt_nn.window_origin('x.first') }} as origin,
         {%- endif %}
-        subvector(x.activation, x.size * head.number + 1, x.size) as activation
+        subvector(x.activation, x.size * head.number + 1, x.size) as activation,
+        x.newest_keys,
+        x.newest_values
     from (
         select
             x.sequence_id,
             x.position,
+            {{ dbt_nn.newest_of_text(key, 'x', dbt_nn.key_block()) | indent(12) }} as newest_keys,
+            {{ dbt_nn.newest_of_text(value, 'x', dbt_nn.value_blocks()[0]) | indent(12) }} as newest_values,
             {%- if window %}
             {{ dbt_nn.window_start('x.position', window) }} as first,
             {%- endif %}
@@ -87,8 +92,9 @@ weights as (
         {%- if window %}
         queries.origin,
         {%- endif %}
+        queries.newest_values,
         {{ dbt_nn.windowed_softmax(
-            'queries', dbt_nn.attention_scores('queries', key, blocks, window), window
+            'queries', dbt_nn.attention_scores('queries', blocks, window), window
         ) | indent(8) }} as weight
     from queries
     offset 0
@@ -100,7 +106,7 @@ outputs as (
         weights.position,
         weights.head,
         (
-            {{ dbt_nn.attention_output('weights', value, blocks, window) | indent(12) }}
+            {{ dbt_nn.attention_output('weights', blocks, window) | indent(12) }}
         ) as activation
     from weights
     offset 0
@@ -147,6 +153,20 @@ offset 0
 {%- endmacro %}
 
 
+{#- A layer's activations at the places of a row's text after its last whole block of so
+    many positions, up to its own: an expression, an array. -#}
+{% macro newest_of_text(input, row, positions) -%}
+array(
+    select newest.activation
+    from {{ input }} as newest
+    where newest.sequence_id = {{ row }}.sequence_id
+        and newest.position >= ({{ row }}.position + 1) / {{ positions }} * {{ positions }}
+        and newest.position <= {{ row }}.position
+    order by newest.position
+)
+{%- endmacro %}
+
+
 {#- The first position that a query attends to: an expression. -#}
 {% macro window_start(position, window) -%}
     greatest({{ position }} - {{ window }} + 1, 0)
@@ -182,7 +202,7 @@ offset 0
 
 
 {#- Half the scores of a row of `queries` over its keys: a SELECT of a vector. -#}
-{% macro attention_scores(query, key, blocks, window=none) -%}
+{% macro attention_scores(query, blocks, window=none) -%}
 {%- set positions = dbt_nn.key_block() -%}
 {%- set first = '(' ~ query ~ '.position + 1) / ' ~ positions -%}
 select {{ dbt_nn.db_function('vector_concat') }}(part.x)
@@ -190,7 +210,8 @@ from (
     (
         select {{ dbt_nn.db_function('key_products') }}(keys.x, {{ query }}.activation) as x
         from {{ blocks }} as keys
-        where keys.sequence_id = {{ query }}.sequence_id
+        where {{ first }} > 0
+            and keys.sequence_id = {{ query }}.sequence_id
             and keys.head = {{ query }}.kv_head
             and keys.positions = {{ positions }}
             and keys.part = 0
@@ -203,27 +224,20 @@ from (
 
     union all
 
-    select array_agg(newest.x)::vector
-    from (
-        select
-            inner_product(
-                subvector(k.activation, {{ query }}.start + 1, {{ query }}.size),
-                {{ query }}.activation
-            ) as x
-        from {{ key }} as k
-        where k.sequence_id = {{ query }}.sequence_id
-            and k.position >= {{ first }} * {{ positions }}
-            and k.position <= {{ query }}.position
-        order by k.position
-        offset 0
-    ) as newest
+    select array_agg(
+        inner_product(
+            subvector(newest.x, {{ query }}.start + 1, {{ query }}.size),
+            {{ query }}.activation
+        )
+    )::vector
+    from (select unnest({{ query }}.newest_keys) as x) as newest
 ) as part
 {%- endmacro %}
 
 
 {#- The sum of the values by a row of `weights`: a SELECT of a vector. The blocks come
     first, the long ones before the short ones, then values one by one. -#}
-{% macro attention_output(weights, value, blocks, window=none) -%}
+{% macro attention_output(weights, blocks, window=none) -%}
 {%- set places = '(' ~ weights ~ '.position + 1)' -%}
 {%- set origin = weights ~ '.origin' if window else '0' -%}
 {%- set short, long = dbt_nn.value_blocks() -%}
@@ -273,29 +287,23 @@ from (
 
     union all
 
-    (
-        select {{ dbt_nn.weighted_value(
-            'subvector(v.activation, ' ~ weights ~ '.start + 1, ' ~ weights ~ '.size)',
-            'newest.weight[v.position - newest.start + 1]',
-            weights ~ '.size',
-        ) | indent(8) }}
+    select {{ dbt_nn.weighted_value('newest.x', 'newest.weight', weights ~ '.size') | indent }}
+    from (
+        select
+            subvector(newest.x, {{ weights }}.start + 1, {{ weights }}.size) as x,
+            newest.weight
         from (
             select
-                start,
-                subvector(
+                unnest({{ weights }}.newest_values) as x,
+                unnest(subvector(
                     {{ weights }}.weight,
-                    start{{ ' - ' ~ origin if window }} + 1,
-                    {{ places }} - start
-                )::real[] as weight
-            from (select {{ places }} / {{ short }} * {{ short }} as start) as newest
-            where start < {{ places }}
+                    {{ places }} / {{ short }} * {{ short }}{{ ' - ' ~ origin if window }} + 1,
+                    {{ places }} % {{ short }}
+                )::real[]) as weight
+            where {{ places }} % {{ short }} > 0
         ) as newest
-        inner join {{ value }} as v
-            on v.sequence_id = {{ weights }}.sequence_id
-            and v.position >= newest.start
-            and v.position <= {{ weights }}.position
-        order by v.position
-    )
+        offset 0
+    ) as newest
 ) as part
 {%- endmacro %}
 
@@ -314,7 +322,8 @@ select
         {{ positions }}
     ) as weight
 from {{ blocks }} as v
-where v.sequence_id = {{ weights }}.sequence_id
+where {{ first }} < {{ last }}
+    and v.sequence_id = {{ weights }}.sequence_id
     and v.head = {{ weights }}.kv_head
     and v.positions = {{ positions }}
     and v.part > 0

@@ -43,7 +43,7 @@ cross join lateral (
 {#- The products of a layer's places with weights: two common table expressions, of which
     `product` (place, activation) is the second. -#}
 {% macro linear_products(input, weights) -%}
-x as materialized (
+x as {{ 'materialized ' if dbt_nn.way() != 'one' }}(
     select {{ dbt_nn.place('x') }}, {{ dbt_nn.detoasted('x.activation') }} as activation
     from {{ dbt_nn.at_frontier(input, 'x') }}
     where {{ dbt_nn.in_band('x') }}

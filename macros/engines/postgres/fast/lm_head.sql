@@ -11,7 +11,7 @@
     each_step=true,
     joined='logits'
 ) }}
-with x as materialized (
+with x as {{ 'materialized ' if dbt_nn.way() != 'one' }}(
     select {{ dbt_nn.place('x') }}, {{ dbt_nn.detoasted('x.activation') }} as activation
     from {{ dbt_nn.at_frontier(input, 'x') }}
     {%- if not all_positions %}
