@@ -55,6 +55,17 @@
 {%- endmacro %}
 
 
+{#- Whether the frontier completes a block of keys or values, see attention_blocks(): a
+    scalar expression. -#}
+{% macro text_completes_blocks(network) -%}
+    exists (
+        select
+        from {{ dbt_nn.network_relation(network ~ '_frontier') }} as places
+        where places.position % {{ dbt_nn.value_blocks()[0] }} = {{ dbt_nn.value_blocks()[0] - 1 }}
+    )
+{%- endmacro %}
+
+
 {#- A statement that drops the results of prompts that have changed. -#}
 {% macro text_forget(results, network) -%}
     delete from {{ results }} as results
