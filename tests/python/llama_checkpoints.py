@@ -35,7 +35,7 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def save(folder: Path, kind: str, seed: int, **options: Any) -> Path:
+def save(folder: Path, kind: str, seed: int, scale: float = 2, **options: Any) -> Path:
     """Save a network of seeded random weights; its folder.
 
     Matrices are scaled by their inputs, so that no layer is drowned by another; biases
@@ -48,18 +48,18 @@ def save(folder: Path, kind: str, seed: int, **options: Any) -> Path:
         if "embed" in name:
             torch.nn.init.normal_(parameter, 0, 0.5)
         elif parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, 0, 2 / parameter.shape[1] ** 0.5)
+            torch.nn.init.normal_(parameter, 0, scale / parameter.shape[1] ** 0.5)
         else:
             torch.nn.init.normal_(parameter, float("norm" in name), 0.2)
     network.save_pretrained(folder)
     return folder
 
 
-def save_with_tokenizer(folder: Path) -> Path:
-    """A Llama with the tokenizer of the bundled GPT-2."""
+def save_with_tokenizer(folder: Path, kind: str = "llama", **options: Any) -> Path:
+    """Save one with the tokenizer of the bundled GPT-2."""
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     vocabulary = AutoConfig.from_pretrained(TWIN).vocab_size
-    save(folder, "llama", seed=1, vocab_size=vocabulary, **ends)
+    save(folder, kind, seed=1, vocab_size=vocabulary, **ends, **options)
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         shutil.copy(TWIN / name, folder)
     return folder

@@ -14,7 +14,7 @@ import pytest
 import torch
 from psycopg2.extensions import connection as Connection
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import Dbt, run_script
 from dbt_nn import generate as generate_network
@@ -23,7 +23,7 @@ from dbt_nn.checkpoint.files import CheckpointError
 from dbt_nn.checkpoint.folder import open_checkpoint
 from dbt_nn.networks.graph import Network
 from llama_checkpoints import KINDS as KINDS_OF_CONFIG
-from llama_checkpoints import SHAPE, VOCABULARY, save
+from llama_checkpoints import SHAPE, VOCABULARY, save, save_with_tokenizer
 from runs import PROJECT, Gpt2, Row, copy_bare_project, load_checkpoint
 from small_networks import halve
 from training.make_reference import activations, watch
@@ -91,6 +91,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         } | rope("yarn", mscale=1.2, mscale_all_dim=0.7, truncate=False),
     ),
 }  # fmt: skip
+# with a tokenizer
+CASES["words"] = ("qwen2", CASES["qw2"][1])
 # longer than max_position_embeddings, of which the scaling is a multiple
 DYNAMIC = {"max_position_embeddings": 24, **rope("dynamic")}
 CASES["lla_dyn"] = ("llama", DYNAMIC)
@@ -98,6 +100,7 @@ QUICK = ("lla", "mis", "qw2", "qw3")
 KINDS = [
     pytest.param(name, marks=[] if name in QUICK else [pytest.mark.long])
     for name in CASES
+    if name != "words"
 ]
 
 
@@ -121,7 +124,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(folder: Path, name: str, source: Path) -> Path:
     """A project with this network alone; its checkpoint is loaded."""
-    project = copy_bare_project(folder / f"project_{name}")
+    project = folder / f"project_{name}"
+    if not project.exists():
+        copy_bare_project(project)
     load_checkpoint(source, name)
     files = generate_network.generate(source, name)
     generate_network.write(project / "models" / name, files)
@@ -214,7 +219,10 @@ def runs(
     """The network of a case."""
     name = request.param
     kind, options = CASES[name]
-    source = save(folder / name, kind, seed=len(name), **options)
+    if name == "words":
+        source = save_with_tokenizer(folder / name, kind, **options)
+    else:
+        source = save(folder / name, kind, seed=len(name), **options)
     made = Gpt2(
         dbt, connection, SCHEMA, folder / "target" / name, name,
         make(folder, name, source), {f"{name}_all_logits": True},
@@ -242,15 +250,15 @@ def test_plain_kernels(runs: Gpt2, folder: Path) -> None:
     check_run(runs, folder / runs.network, rows, kernels="plain")
 
 
-@pytest.mark.parametrize("runs", ["qw2"], indirect=True)
+@pytest.mark.parametrize("runs", ["words"], indirect=True)
 def test_all_that_a_text_network_gives(runs: Gpt2, folder: Path) -> None:
     """Scores, choices, embeddings, sessions and interventions, in one run of them."""
     source = folder / runs.network
     rows = prompts([9, 20, 35], max_new_tokens=0, pooling_mode="mean")
-    rows += [
-        row | {"prompt_id": row["prompt_id"] + 10, "choices": [[3, 4], [5]]}
-        for row in prompts([12], seed=2, max_new_tokens=1)
-    ]
+    choices = [" and that", "!"]
+    [asked] = prompts([12], seed=2, max_new_tokens=1, choices=choices)
+    rows.append(asked | {"prompt_id": 11})
+    tokenizer = AutoTokenizer.from_pretrained(source)
     network = AutoModelForCausalLM.from_pretrained(source).eval()
 
     @torch.no_grad()
@@ -283,7 +291,8 @@ def test_all_that_a_text_network_gives(runs: Gpt2, folder: Path) -> None:
         f"select log_likelihood from {model}_choices "
         "where prompt_id = 11 order by choice_number"
     )
-    for choice, row in zip([[3, 4], [5]], found, strict=True):
+    for text, row in zip(choices, found, strict=True):
+        choice = tokenizer(text)["input_ids"]
         likely, _ = read(ids + choice)
         total = sum(
             float(likely[len(ids) - 1 + i, token]) for i, token in enumerate(choice)
@@ -507,7 +516,7 @@ def test_commands_in_a_project_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Generate, load, run and check, in a project that has dbt_nn as a package."""
-    source = save(tmp_path / "smol", "llama", seed=8, **rope("yarn"))
+    source = save(tmp_path / "smol", "llama", seed=8, scale=0.5, **rope("yarn"))
     make_reference([str(source)], standalone_mode=False)
     package = copy_bare_project(tmp_path / "package")
     project = tmp_path / "letters"
@@ -535,7 +544,7 @@ def test_commands_in_a_project_of_its_own(
             "check.py", f"smol={source}", env={**os.environ, "DBT_NN_SCHEMA": SCHEMA}
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "smol: 27 layers agree with transformers" in done.stdout
+        assert "smol: 24 layers agree with transformers" in done.stdout
         for arguments, message in (
             (["complete.py", "a", "--network", "smal"], "smal is no network of this"),
             (["look.py", "a", "--network", "smol"], "smol has no models that look"),
