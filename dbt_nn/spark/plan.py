@@ -299,8 +299,9 @@ def make(
         given[f"{network}_index"] = None
     elif source.family == "text":
         renamed = {"prompt_id": key}
-        # a prompt may be given as token ids alone
-        if roles["text"] in schema.names or "prompt_token_ids" not in schema.names:
+        # a prompt may be given in another form alone
+        others = {"prompt_token_ids", "messages"} & {*schema.names}
+        if roles["text"] in schema.names or not others:
             renamed["prompt"] = roles["text"]
         given[f"{network}_prompts"] = relation
     else:

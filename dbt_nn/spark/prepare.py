@@ -42,7 +42,7 @@ from dbt_nn.spark.plan import (
 )
 from dbt_nn.spark.server import Server, wanted_buffers, with_server
 
-FORMAT = 1  # of what is kept
+FORMAT = 2  # of what is kept
 KEPT = 20  # prepared networks in the cache
 
 
@@ -287,7 +287,8 @@ def _describe(task: Task, server: Server, models: list[dict], folder: Path) -> N
         # where dbt found them: the schemas of a network, and the extension's
         with connection.cursor() as cursor:
             cursor.execute(search_path(schemas))
-        sent = _sent(task, connection, models)
+        first = _first(task, [step for step, _ in steps])
+        sent = _sent(task, first)
         network = Network(
             schemas,
             base64.b64encode(gzip.compress(_dump(server, schemas, folder))).decode(),
@@ -296,7 +297,7 @@ def _describe(task: Task, server: Server, models: list[dict], folder: Path) -> N
             sent,
             _result_columns(task, connection),
         )
-        _check_columns(connection, task, network)
+        _check_columns(connection, first, sent[0])
     return network
 
 
@@ -342,15 +343,25 @@ def _relation_columns(
         return dict(cursor.fetchall())
 
 
-def _sent(
-    task: Task, connection: psycopg2.extensions.connection, models: list[dict]
-) -> tuple[Column, ...]:
-    """The columns that the network reads: keys, texts and options."""
+def _first(task: Task, steps: Iterable[Step]) -> Step:
+    """The step that reads the relation of the rows."""
+    made = {"encoder": "texts", "text": "prompts", "diffusion": "requests"}
+    name = f'"{task.network}_{made[task.source.family]}"'
+    return next(step for step in steps if step.relation.endswith(name))
+
+
+def _sent(task: Task, first: Step) -> tuple[Column, ...]:
+    """The columns that the network reads: keys, texts and options.
+
+    Of a whole row it takes the fields that its statement names as literals.
+    """
     if task.source.family == "encoder":
         return task.columns
-    made = "prompts" if task.source.family == "text" else "requests"
-    options = _relation_columns(connection, f"{task.network}_{made}")
-    return tuple(column for column in task.columns if column.as_name in options)
+    return tuple(
+        column
+        for column in task.columns
+        if column.name == task.key or f"'{column.as_name}'" in first.statement
+    )
 
 
 def _result_columns(
@@ -369,17 +380,13 @@ def _result_columns(
 
 
 def _check_columns(
-    connection: psycopg2.extensions.connection, task: Task, network: Network
+    connection: psycopg2.extensions.connection, first: Step, key: Column
 ) -> None:
     """Let the network look at columns and options, on a row of one key.
 
     What is wrong with them stops all rows: the driver says it before Spark begins.
     """
-    made = {"encoder": "texts", "text": "prompts", "diffusion": "requests"}
-    name = f'"{task.network}_{made[task.source.family]}"'
-    first = next(step for step in network.steps if step.relation.endswith(name))
     keys = {"text": "1", "boolean": "true", "bytea": "'1'", "date": "'2000-01-01'"}
-    key = network.sent[0]
     value = keys.get(key.type, "'2000-01-01'" if "time" in key.type else "'1'")
     column = sql.Identifier(key.as_name)
     relation = sql.Identifier(SCHEMA, INPUT)
