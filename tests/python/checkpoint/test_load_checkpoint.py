@@ -894,7 +894,7 @@ ERRORS: list[tuple[Callable[[Path], None], list[str]]] = [
     (other_tokenizer, ["tokenizer.json", "model.type is 'WordPiece'"]),
     (other_pieces, ["tokenizer.json", "pre_tokenizer.type is 'Whitespace'"]),
     (prefix_space, ["tokenizer_config.json", "add_prefix_space"]),
-    (option(model_type="llama"), ["type 'llama'", "gpt2"]),
+    (option(model_type="mamba"), ["type 'mamba'", "gpt2"]),
     (option(activation_function="relu"), ["activation_function = 'relu'"]),
     (option(scale_attn_weights=False), ["scale_attn_weights = False"]),
     (
