@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bench.cases import Case, Pace, Step
 from bench.project import Project
 from bench.sizes import Sizes
-from bench.texts import random_tokens, read_prompts, write_project
+from bench.texts import greedy_step, random_tokens, read_prompts, write_project
 
 DTYPES = ("float32", "float16")
 
@@ -61,16 +61,4 @@ def their_token(name: str, project: Project) -> Step:
     folder = saved(project, name)
     network = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     prompt = random_tokens(1, project.sizes.contexts[0], folder)
-    with torch.inference_mode():
-        output = network(prompt, use_cache=True)
-
-    @torch.inference_mode()
-    def step() -> None:
-        nonlocal output
-        output = network(
-            output.logits[:, -1:].argmax(-1),
-            past_key_values=output.past_key_values,
-            use_cache=True,
-        )
-
-    return Step(step)
+    return greedy_step(network, prompt)

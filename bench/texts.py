@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from psycopg2 import sql
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from bench.cases import Case, Pace, Quantity, Step
 from bench.project import Project
@@ -199,8 +199,12 @@ def tokens(
 
 def their_tokens(sequences: int, context: int, project: Project) -> Step:
     """The same of transformers, with its KV cache."""
-    network = opened(project)
     token_ids = random_tokens(sequences, context, network_124m(project))
+    return greedy_step(opened(project), token_ids)
+
+
+def greedy_step(network: PreTrainedModel, token_ids: torch.Tensor) -> Step:
+    """A token of each sequence by a network of transformers, after these tokens."""
     with torch.inference_mode():
         output = network(token_ids, use_cache=True)
 
@@ -213,7 +217,7 @@ def their_tokens(sequences: int, context: int, project: Project) -> Step:
             use_cache=True,
         )
 
-    return Step(step, units=sequences)
+    return Step(step, units=len(token_ids))
 
 
 def read_prompts(

@@ -4,9 +4,10 @@ The ranges are read off `tokenizers` itself, one probe per code point, because
 its Unicode version is neither the database's nor Python's. Run it after an
 upgrade of `tokenizers`; with --check it only says whether the file is current.
 
-Its parts have three versions of Unicode: patterns, the pre-tokenizer Digits (`digit`),
-and the normalizer NFC. `foreign` are the characters that the last does not know and a
-newer Unicode composes, decomposes or sorts; the package `regex` says which these are.
+Its parts have three versions of Unicode: patterns, the pre-tokenizer Digits, and the
+normalizer NFC. `later_digit` is what Digits knows beside `number`. `foreign` are the
+characters that the last does not know and a newer Unicode composes, decomposes or
+sorts; the package `regex` says which these are.
 """
 
 import sys
@@ -129,7 +130,12 @@ def lines(code_points):
 
 
 def render():
-    classes = classify() | {"digit": digits(), "foreign": foreign()}
+    classes = classify()
+    numbers, later = set(classes["number"]), digits()
+    if not numbers <= set(later):
+        raise ValueError("Digits lacks numbers of the patterns")
+    classes["later_digit"] = [c for c in later if c not in numbers]
+    classes["foreign"] = foreign()
     counts = ", ".join(
         f"{len(code_points)} {name}" for name, code_points in classes.items()
     )

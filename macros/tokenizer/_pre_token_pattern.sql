@@ -28,7 +28,7 @@
 {% macro _pre_token_pattern(kind='gpt2') %}
 {%- set letter = dbt_nn._unicode_class('letter').split() | join -%}
 {%- set number = dbt_nn._unicode_class('number').split() | join -%}
-{%- set digit = dbt_nn._unicode_class('digit').split() | join -%}
+{%- set digit = number ~ dbt_nn._unicode_class('later_digit').split() | join -%}
 {%- set space = dbt_nn._unicode_class('space').split() | join -%}
 {%- set blank = space | replace('\\u0009-\\u000D', '\\u0009\\u000B-\\u000C') -%}
 {%- set contraction = "'(?:[sS\\u017FtTmMdD]|[rRvV][eE]|[lL][lL])" -%}
