@@ -41,6 +41,9 @@ NODE_COLORS = {
     r"": "#0094b3",  # the ends: prompts and tokens, completions
 }
 INSIGHT_COLOR = "#16a085"  # of what looks inside
+# Materializations of dbt_nn, which hold the network's lease: dbt renders hooks when it
+# parses, and those of all layers take long.
+LEASED = ("layer", "generation", "session")
 
 
 # --- What a description names -------------------------------------------------
@@ -227,6 +230,24 @@ def column(name: str, data_type: str | None, description: str, *tests: dict) -> 
 def hook(statement: str) -> str:
     """A statement of a model's hook, Jinja, for the commands that build it."""
     return f"{{{{ dbt_nn.when_built({statement}) }}}}"
+
+
+def with_lease(config: dict[str, Any]) -> dict[str, Any]:
+    """A model's configuration with the hooks of the network's lease, before its own."""
+    if config.get("materialized") in LEASED:
+        return config
+    hooks = {
+        key: [f"{{{{ dbt_nn.{macro}() }}}}", *listed(config.get(key))]
+        for key, macro in (("pre_hook", "hold_lease"), ("post_hook", "rest_lease"))
+    }
+    return config | hooks
+
+
+def listed(value: object) -> list:
+    """What may be one thing, or a list."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 # --- Columns ------------------------------------------------------------------
@@ -574,7 +595,8 @@ class Network:
             color = INSIGHT_COLOR
         else:
             color = next(c for kind, c in NODE_COLORS.items() if re.search(kind, path))
-        config = config | {"docs": {**config.get("docs", {}), "node_color": color}}
+        docs = {**config.get("docs", {}), "node_color": color}
+        config = with_lease(config) | {"docs": docs}
         if part.tag:
             config["tags"] = [part.tag]
         comment = f"-- {note}\n" if note else ""
@@ -730,7 +752,6 @@ def models_yaml(
     return to_yaml({"version": 2, "models": content})
 
 
-HOOKS = ("pre_hook", "post_hook")
 MERGED = ("meta", "docs")  # of these dbt adds what a folder and a model say
 
 
@@ -768,23 +789,10 @@ def own_config(model: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_shared(model: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    """A model's YAML with the configuration of all models, their hooks first."""
+    """A model's YAML with the configuration of all models."""
     if not shared:
         return model
-    own = model.get("config", {})
-    hooks = {
-        key: [*listed(shared.get(key)), *listed(own[key])]
-        for key in HOOKS
-        if key in own
-    }
-    return {**model, "config": shared | own | hooks}
-
-
-def listed(value: object) -> list:
-    """What may be one thing, or a list."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
+    return {**model, "config": shared | model.get("config", {})}
 
 
 def to_yaml(content: dict) -> str:

@@ -8,10 +8,16 @@
     model, a unit test, dbt show. The var `kernels: plain` makes everything plain;
     `compiled_kernels: fast` shows what runs to who wants to read it.
 
+    While dbt parses, it is neither: no kernel calls ref(), source() or config(), and to
+    write all layers' SQL would be an eighth of the work.
+
     plain   the macro default__<kernel>
     fast    what adapter.dispatch() finds
 -#}
 {% macro form(plain, fast) -%}
+    {%- if not execute -%}
+        {{ return(dbt_nn.unwritten) }}
+    {%- endif -%}
     {%- set is_fast = dbt_nn.kernel_form() == 'fast' and (
         dbt_nn.way()
         or config.get('materialized') not in ('layer', 'generation')
@@ -19,6 +25,12 @@
         or dbt_nn.kernel_form('compiled_kernels', 'plain') == 'fast'
     ) -%}
     {{ return(fast if is_fast else plain) }}
+{%- endmacro %}
+
+
+{#- In a kernel's place while dbt parses: nothing, of any arguments. -#}
+{% macro unwritten() -%}
+    {%- set _ = varargs -%}
 {%- endmacro %}
 
 

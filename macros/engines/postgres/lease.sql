@@ -210,7 +210,26 @@
 {%- endmacro %}
 
 
-{#- For a pre-hook of each model: this session holds the network's lease from now
+{#- What a materialization of ours begins with. A model of dbt's has hooks for it, which
+    dbt renders as it parses: those of all layers would be a seventh of that. -#}
+{% macro begin_model() -%}
+    {%- set lease = dbt_nn.hold_lease() -%}
+    {%- if lease -%}
+        {%- call statement('hold_lease', auto_begin=true) -%}{{ lease }}{%- endcall -%}
+    {%- endif -%}
+{%- endmacro %}
+
+
+{#- What a materialization of ours ends with. -#}
+{% macro end_model() -%}
+    {%- set lease = dbt_nn.rest_lease() -%}
+    {%- if lease -%}
+        {%- call statement('rest_lease', auto_begin=true) -%}{{ lease }}{%- endcall -%}
+    {%- endif -%}
+{%- endmacro %}
+
+
+{#- For the begin of each model: this session holds the network's lease from now
     on, and its checkpoint stays as it is. `commit`, so that other models' sessions
     do not wait for this one; `begin`, since dbt believes that its transaction goes
     on. -#}
@@ -272,7 +291,7 @@
 {%- endmacro %}
 
 
-{#- For a post-hook of each model: it has done its part. -#}
+{#- For the end of each model: it has done its part. -#}
 {% macro rest_lease() -%}
     {%- if dbt_nn.builds_models() and config.meta_get('network') %}
     update {{ dbt_nn.db_function('network_leases') }}

@@ -29,6 +29,7 @@
     {%- set network = config.meta_get('network') -%}
     {%- set is_replaced = not dbt_nn.policy().keeps_steps -%}
 
+    {%- do dbt_nn.begin_model() -%}
     {{ run_hooks(pre_hooks) }}
     {% do dbt_nn.check_tables(network) %}
     {% do run_query(dbt_nn.family_macro(family, 'check')(network)) %}
@@ -74,6 +75,7 @@
     {% call statement('main') -%}
         analyze {{ relation }}
     {%- endcall %}
+    {%- do dbt_nn.end_model() -%}
     {{ run_hooks(post_hooks) }}
     {{ adapter.commit() }}
     {{ return({'relations': [relation]}) }}

@@ -23,6 +23,7 @@
     {%- set relation = this.incorporate(type='table') -%}
     {%- set is_result = dbt_nn.policy().keeps_batches -%}
 
+    {%- do dbt_nn.begin_model() -%}
     {{ run_hooks(pre_hooks) }}
     {%- set table = dbt_nn.create_layer(relation, sql, 'table' if is_result else 'unlogged table') -%}
     {%- set nodes = dbt_nn.own_relations_here() -%}
@@ -56,6 +57,7 @@
             {% do persist_docs(relation, model) %}
         {% endif %}
     {% endif %}
+    {%- do dbt_nn.end_model() -%}
     {{ run_hooks(post_hooks) }}
     {% do apply_grants(
         relation, config.get('grants'), should_revoke(state.found, refresh)

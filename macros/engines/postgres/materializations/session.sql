@@ -39,10 +39,12 @@
         {{ adapter.commit() }}
     {%- endif -%}
     {%- if works -%}
+        {%- do dbt_nn.begin_model() -%}
         {{ run_hooks(pre_hooks) }}
         {%- if config.meta_get('session') <= dbt_nn.opened_sessions(network) -%}
             {%- do dbt_nn.make_batches(network, sql, made) -%}
         {%- endif -%}
+        {%- do dbt_nn.end_model() -%}
         {{ run_hooks(post_hooks) }}
         {{ adapter.commit() }}
     {%- endif -%}
