@@ -32,8 +32,7 @@ help:  ## list the commands
 		awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 .PHONY: demo
-demo: seed  ## set up, load the networks, let them write and draw
-	@$(PY) scripts/load_checkpoint.py >&2
+demo: server  ## set up, load the networks, let them write and draw
 	@$(PY) scripts/demo.py
 
 # make takes blanks from the front of a variable, and " Emma" is another token than

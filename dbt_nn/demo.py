@@ -2,25 +2,34 @@
 
     make demo
 
-runs `dbt run --select gpt2` on the bundled checkpoint and the default prompts, and
-`dbt run --select ddpm` for an image; prints what was written, shows what was drawn,
-and says what to try next.
+loads the networks, runs `dbt run --select gpt2` on the bundled checkpoint and the
+default prompts, and `dbt run --select ddpm` for an image; prints what was written,
+shows what was drawn, and says what to try next.
+
+dbt parses the project once, while the networks are loaded. What it parsed is without
+vars, so that the next `dbt run` of the user's needs not parse either.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
+import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from dbt_nn import pictures
 from dbt_nn.cli import command
-from dbt_nn.command_line import PROJECT
+from dbt_nn.command_line import SCRIPTS
 from dbt_nn.complete import BORDER, read_completions
-from dbt_nn.runner import dbt
+from dbt_nn.database import connect
+from dbt_nn.load import BUNDLED, ENCODER
+from dbt_nn.runner import dbt, parse
 
-# In both runs the same, for dbt parses the project again where they differ.
+if TYPE_CHECKING:
+    from dbt.contracts.graph.manifest import Manifest
+
 VARIABLES = {
     "gpt2_options": {"temperature": 0.6, "top_p": 0.9, "seed": 2, "max_new_tokens": 64},
     "ddpm_options": {"scheduler": "ddim", "num_inference_steps": 25, "seed": 3},
@@ -43,9 +52,30 @@ Every layer of these networks is now a table. Some things to try
 """
 
 
-def write() -> int:
+def load(source: str, name: str) -> str:
+    """Load a checkpoint in a process of its own, if it is not loaded yet.
+
+    Returns:
+        Why it could not be; nothing where it is.
+
+    """
+    script = str(SCRIPTS / "load_checkpoint.py")
+    done = subprocess.run(
+        [sys.executable, script, source, "--name", name, "--if-changed"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        return done.stdout
+    print(done.stdout, end="", file=sys.stderr)
+    return ""
+
+
+def write(manifest: Manifest) -> int:
     print("dbt run --select gpt2: 12 blocks, one dbt model a layer", flush=True)
-    code = dbt("run", "--select", "gpt2", variables=VARIABLES)
+    code = dbt("run", "--select", "gpt2", variables=VARIABLES, manifest=manifest)
     if code == 0:
         width = min(shutil.get_terminal_size().columns, 88) - 1
         for found in read_completions():
@@ -66,9 +96,9 @@ def write() -> int:
     return code
 
 
-def draw() -> int:
+def draw(manifest: Manifest) -> int:
     print("\n\ndbt run --select ddpm: a UNet, from noise to an image", flush=True)
-    code = dbt("run", "--select", "ddpm", variables=VARIABLES)
+    code = dbt("run", "--select", "ddpm", variables=VARIABLES, manifest=manifest)
     if code == 0:
         drawings = pictures.read_drawings("ddpm")
         paths = pictures.write_pictures("ddpm", drawings, zoom=pictures.ZOOM)
@@ -81,9 +111,28 @@ def draw() -> int:
 @command(__doc__)
 def main() -> int:
     """Carry out the command line."""
-    # with these vars dbt parses apart: what it parsed without them stays as it is
-    os.environ.setdefault("DBT_TARGET_PATH", str(PROJECT / "target" / "demo"))
-    code = write() or draw()
+    connect().close()
+    loader = ThreadPoolExecutor(1)  # one after another
+    try:
+        bundled = [loader.submit(load, path, name) for name, path in BUNDLED.items()]
+        name, source = ENCODER
+        encoder = loader.submit(load, source, name)
+        manifest = parse()
+        problems = "".join(loaded.result() for loaded in bundled)
+        if problems:
+            print(problems, end="", file=sys.stderr)
+            return 1
+        code = dbt("seed", manifest=manifest) or write(manifest) or draw(manifest)
+        if not encoder.done():
+            print(f"{source} is still being fetched (91 MB, once)", file=sys.stderr)
+        if problem := encoder.result():
+            print(
+                f"{name} is not loaded, and its models can't run: {problem}",
+                end="",
+                file=sys.stderr,
+            )
+    finally:
+        loader.shutdown(cancel_futures=True)
     if code == 0:
         print(NEXT)
     return code

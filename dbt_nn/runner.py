@@ -34,6 +34,7 @@ from dbt_nn.database import (
 )
 
 if TYPE_CHECKING:  # to import dbt takes two seconds
+    from dbt.contracts.graph.manifest import Manifest
     from dbt_common.events.base_types import EventMsg
 
 LINE_S = 10  # between two lines of progress where no terminal shows it
@@ -344,6 +345,7 @@ def _invoke(
     arguments: Sequence[str],
     variables: Mapping[str, object] | None,
     project: Path,
+    manifest: Manifest | None = None,
 ) -> Any:
     """Call dbt, quiet but for the callbacks; return its dbtRunnerResult."""
     from dbt.cli.main import dbtRunner
@@ -359,7 +361,7 @@ def _invoke(
     command += ["--profiles-dir", str(profiles.parent)]
     if variables is not None:
         command += ["--vars", json.dumps(variables)]
-    result = dbtRunner(callbacks=callbacks).invoke(command)
+    result = dbtRunner(manifest, callbacks).invoke(command)
     if isinstance(result.exception, KeyboardInterrupt):
         raise result.exception
     return result
@@ -370,6 +372,7 @@ def dbt(
     variables: Mapping[str, object] | None = None,
     texts: Callable[[Pieces], None] | None = None,
     project: Path | None = None,
+    manifest: Manifest | None = None,
 ) -> int:
     """Run dbt in the project; show how far it is, print() and errors only.
 
@@ -378,19 +381,44 @@ def dbt(
         variables: its vars.
         texts: is given the pieces of text of each step, and shows them.
         project: its folder (default: the one that the user is in).
+        manifest: of `parse`, so that dbt does not parse; the vars may be others only
+            where models read them as they run, as they do options.
 
     Returns:
         dbt's exit code.
 
     """
-    connect().close()  # before half a minute of parsing
+    result = _show(arguments, variables, texts, project or user_project(), manifest)
+    return 0 if result.success else 1
+
+
+def parse() -> Manifest:
+    """Let dbt parse the project, without vars, for runs of this process.
+
+    Raises:
+        DatabaseError: it can't be parsed; dbt has said why.
+
+    """
+    result = _show(["parse"], None, None, user_project(), None)
+    if not result.success:
+        raise DatabaseError("dbt can't parse the project")
+    return result.result
+
+
+def _show(
+    arguments: Sequence[str],
+    variables: Mapping[str, object] | None,
+    texts: Callable[[Pieces], None] | None,
+    project: Path,
+    manifest: Manifest | None,
+) -> Any:
+    """Call dbt and show how far it is; return its dbtRunnerResult."""
+    connect().close()  # before a quarter of a minute of parsing
     with Display(texts) as display:
-        result = _invoke(
-            [display.event], arguments, variables, project or user_project()
-        )
+        result = _invoke([display.event], arguments, variables, project, manifest)
         if result.exception and not display.said:
             display.write(str(result.exception))
-    return 0 if result.success else 1
+    return result
 
 
 def query(
