@@ -66,11 +66,14 @@ if ! usable; then
 fi
 
 echo "installing $(grep -c '==' $lock) packages from $lock (a minute or more)"
-if ! .venv/bin/python -m pip install -qq --no-input \
+# The lock is complete, so that pip need not look at what each package requires. It
+# would compile them on one core.
+if ! .venv/bin/python -m pip install -qq --no-input --no-deps --no-compile \
     --disable-pip-version-check --requirement "$lock"; then
     echo "error: the packages could not be installed (pip says why above)" >&2
     exit 1
 fi
+.venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 link_command
 if [ "$kind" = test ]; then
     # it holds everything that the other lock does
