@@ -44,6 +44,7 @@ from dbt_nn.spark import (
 from dbt_nn.spark import metrics as new_metrics
 from dbt_nn.spark.output import (
     COMMIT_EACH_TASK,
+    Claim,
     Folder,
     Table,
     is_table,
@@ -418,11 +419,12 @@ def run(
         )
         network_ = prepared(task)
         made = Run(task, network_, df, open_output(spark, output))
-        made.output.recover()
-        made.check()
-        check_keys(task, df)
-        added = made.add(rows_a_task, memory)
-        removed = made.tidy(withdrawn or KEPT.get(source.family, "delete"))
+        with Claim(made.output):
+            made.output.recover()
+            made.check()
+            check_keys(task, df)
+            added = made.add(rows_a_task, memory)
+            removed = made.tidy(withdrawn or KEPT.get(source.family, "delete"))
         print(f"{made.output.name}: new rows: {added:,}, removed: {removed:,}")
 
 

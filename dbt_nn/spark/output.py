@@ -8,8 +8,13 @@ of all.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from dbt_nn.spark.plan import SparkError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -20,6 +25,9 @@ COMMIT_EACH_TASK = {
     "spark.hadoop.mapreduce.fileoutputcommitter.algorithm.version": "2",
 }
 NEXT = "__next"  # after the name, while rows are written anew
+CLAIM = "__run"  # after the name, while a run is at work
+BEAT_S = 1.0  # how often a run says that it is
+DEAD_S = 10.0  # after which one that says nothing was killed
 
 
 class Folder:
@@ -34,6 +42,11 @@ class Folder:
         self.files = self.paths.Path(self.name).getFileSystem(
             context._jsc.hadoopConfiguration()
         )
+
+    @property
+    def claim(self) -> str:
+        """Path of the file that says that a run is at work."""
+        return self.name + CLAIM
 
     def recover(self) -> None:
         """Finish what a run that was killed had begun.
@@ -89,6 +102,11 @@ class Table:
         self.name = name
         self.next = name + NEXT
 
+    @property
+    def claim(self) -> str:
+        """Path of the file that says that a run is at work, by the catalog's tables."""
+        return f"{self.spark.conf.get('spark.sql.warehouse.dir')}/{self.name}{CLAIM}"
+
     def recover(self) -> None:
         """Finish what a run that was killed had begun."""
         if self.spark.catalog.tableExists(self.next):
@@ -123,6 +141,74 @@ class Table:
 
     def _rename(self) -> None:
         self.spark.sql(f"alter table {self.next} rename to {self.name}")
+
+
+class Claim:
+    """That one run at a time writes an output: a file beside it while one is at work.
+
+    The run writes it anew every second. One that was killed leaves it, and it stays as
+    it is. So it needs no clock that two drivers share, and no file system that locks.
+    """
+
+    def __init__(self, output: Folder | Table):
+        context = output.spark.sparkContext
+        self.output = output
+        self.path = context._jvm.org.apache.hadoop.fs.Path(output.claim)
+        self.files = self.path.getFileSystem(context._jsc.hadoopConfiguration())
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> None:
+        """Claim the output.
+
+        Raises:
+            SparkError: another run is at work.
+
+        """
+        begun, seen = time.monotonic(), self._written()
+        while seen is not None and time.monotonic() - begun < DEAD_S:
+            time.sleep(BEAT_S / 2)
+            now = self._written()
+            if now is not None and now != seen:
+                raise self._taken()
+            seen = now
+        if seen is not None:
+            self.files.delete(self.path, False)
+        try:
+            self._write(anew=False)
+        except Exception:
+            if self._written() is None:  # not to be written: what Spark says tells why
+                raise
+            raise self._taken() from None
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        # the driver may have lost its JVM
+        with suppress(Exception):
+            self.files.delete(self.path, False)
+
+    def _taken(self) -> SparkError:
+        return SparkError(
+            f"another run is at work on {self.output.name}: wait until it is done, or "
+            "choose another --output"
+        )
+
+    def _written(self) -> int | None:
+        """When the file was written, in milliseconds; None where there is none."""
+        if not self.files.exists(self.path):
+            return None
+        return int(self.files.getFileStatus(self.path).getModificationTime())
+
+    def _write(self, *, anew: bool) -> None:
+        self.files.create(self.path, anew).close()
+
+    def _beat(self) -> None:
+        while not self.ended.wait(BEAT_S):
+            # one that fails is followed by the next
+            with suppress(Exception):
+                self._write(anew=True)
 
 
 def is_table(name: str) -> bool:

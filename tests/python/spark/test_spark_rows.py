@@ -26,7 +26,7 @@ from transformers import BertForSequenceClassification
 from conftest import Dbt
 from dbt_nn import generate as generate_network
 from dbt_nn import spark as nn
-from dbt_nn.spark import executor, plan, prepare
+from dbt_nn.spark import executor, output, plan, prepare
 from runs import Ddpm, Encoder, Gpt2, Runs, copy_bare_project, load_checkpoint
 from small_networks import save_encoder, save_image, save_text
 
@@ -155,6 +155,32 @@ def assert_same(found: dict, expected: dict) -> None:
             if found[key][name] != value
         }
         assert not different, (key, different)
+
+
+# --- The output -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["{}/vectors", "lake.vectors"])
+def test_two_runs_on_one_output(
+    spark: SparkSession,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """The second is refused; after one that was killed, the next goes on."""
+    monkeypatch.setattr(output, "BEAT_S", 0.2)
+    monkeypatch.setattr(output, "DEAD_S", 1.5)
+    written = output.open_output(spark, name.format(tmp_path))
+    first = output.Claim(written)
+    with first, pytest.raises(plan.SparkError, match="another run"):
+        output.Claim(written).__enter__()
+    killed = output.Claim(written)
+    with killed:
+        killed.ended.set()
+        killed.thread.join()
+        with output.Claim(written):
+            pass
+    assert killed._written() is None
 
 
 # --- Rows -----------------------------------------------------------------------
