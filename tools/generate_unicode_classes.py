@@ -8,15 +8,21 @@ Its parts have three versions of Unicode: patterns, the pre-tokenizer Digits, an
 normalizer NFC. `later_digit` is what Digits knows beside `number`. `foreign` are the
 characters that the last does not know and a newer Unicode composes, decomposes or
 sorts; the package `regex` says which these are.
+
+The normalizer Precompiled looks up grapheme clusters, by the rules of a version of its
+own (Unicode Standard Annex 29): `extending` is what goes on with a cluster, `prepended`
+what a cluster may begin with, `control` what has one of its own, `pictograph` what
+U+200D joins, `consonant` what a `linker` joins.
 """
 
+import struct
 import sys
 from pathlib import Path
 
 import click
 import regex
 import tokenizers
-from tokenizers.normalizers import NFC, NFD
+from tokenizers.normalizers import NFC, NFD, Precompiled
 from tokenizers.pre_tokenizers import ByteLevel, Digits
 
 from dbt_nn.cli import command
@@ -94,6 +100,62 @@ def foreign():
     ]
 
 
+def charsmap(made):
+    """SentencePiece's precompiled_charsmap that replaces texts: text -> replacement.
+
+    A double array as Darts' has a unit of 32 bits for each node of the trie: here each
+    node has 256 for its children, and the first for its own value.
+    """
+    nodes, values, blob = {b"": 0}, {}, b""
+    for text, replacement in made.items():
+        key = text.encode()
+        for n in range(len(key)):
+            nodes.setdefault(key[: n + 1], len(nodes))
+        values[key] = len(blob)
+        blob += replacement.encode() + b"\0"
+    base = {key: 256 * (n + 1) for key, n in nodes.items()}
+    units = [0] * 256 * (len(nodes) + 1)
+    units[0] = base[b""] << 10
+    for key in nodes:
+        if key:
+            place = base[key[:-1]] ^ key[-1]
+            units[place] = (place ^ base[key]) << 10 | (key in values) << 8 | key[-1]
+        if key in values:
+            units[base[key]] = 1 << 31 | values[key]
+    return struct.pack(f"<I{len(units)}I", 4 * len(units), *units) + blob
+
+
+def graphemes():
+    """The classes of characters by which Precompiled parts a text in clusters.
+
+    A cluster of up to 5 bytes is looked up whole: a text that it begins with replaces
+    all of it.
+    """
+    characters = [chr(c) for c in all_code_points() if c]
+
+    def replaced(text, before="", after=""):
+        """The characters between which and these texts `text` is looked up."""
+        normalize = Precompiled(charsmap({text: "!!"})).normalize_str
+        return {c for c in characters if "!!" in normalize(before + c + after)}
+
+    every, ka = set(characters), "\u0915\u0301"
+    alone = Precompiled(charsmap({"a": "!"})).normalize_str
+    extending = {c for c in characters if alone(f"a{c}") == "!"}
+    prepended = every - replaced("a\u0301", after="a\u0301")
+    consonant = every - replaced(ka, after=f"\u094d{ka}") - prepended
+    joining = every - replaced(ka, before="\u0915", after=f"\u094d{ka}")
+    classes = {
+        "extending": extending & joining,
+        "spacing": extending - joining,
+        "prepended": prepended,
+        "control": replaced("\u0301\u0302", after="\u0301\u0302"),
+        "pictograph": every - replaced("\xa9\u0301", after="\u200d\xa9\u0301"),
+        "consonant": consonant,
+        "linker": every - replaced(ka, before="\u0915", after=ka) - prepended,
+    }
+    return {name: sorted(map(ord, found)) for name, found in classes.items()}
+
+
 def all_code_points():
     return (c for c in range(sys.maxunicode + 1) if c not in SURROGATES)
 
@@ -136,6 +198,7 @@ def render():
         raise ValueError("Digits lacks numbers of the patterns")
     classes["later_digit"] = [c for c in later if c not in numbers]
     classes["foreign"] = foreign()
+    classes |= graphemes()
     counts = ", ".join(
         f"{len(code_points)} {name}" for name, code_points in classes.items()
     )
