@@ -22,8 +22,8 @@ HUB_IGNORED = [
     *["onnx/*", "openvino/*", "*.fp16.*", "*.bf16.*", "*.non_ema.*"],
     *["unet_ema/*", "checkpoint-*/*", "*/*/*"],
 ]
-# Not needed to know the layers, and megabytes.
-TOKENIZER_FILES = ["tokenizer.json", "vocab.json"]
+# Not needed to know the layers and the kind of tokenizer, and megabytes.
+VOCABULARIES = ["vocab.json"]
 
 
 def fetch(
@@ -34,7 +34,7 @@ def fetch(
     Args:
         source: a folder, or a name on the Hub.
         revision: branch, tag or commit on the Hub.
-        config_only: from the Hub, leave weights and tokenizer out.
+        config_only: from the Hub, leave weights and vocabularies out.
 
     Raises:
         CheckpointError: no such folder, no such name, or the Hub is out of
@@ -65,7 +65,7 @@ def fetch(
             "name on the Hugging Face Hub such as openai-community/gpt2."
         )
     patterns = CONFIG_PATTERNS if config_only else HUB_PATTERNS
-    ignored = HUB_IGNORED + (TOKENIZER_FILES if config_only else [])
+    ignored = HUB_IGNORED + (VOCABULARIES if config_only else [])
     try:
         return _fetch_from_hub(source, revision, patterns, ignored)
     except CheckpointError as error:

@@ -23,6 +23,8 @@ The schema holds:
     characters  first_codepoint, last_codepoint, replacement, isolated: what the
                 tokenizer makes of characters that don't stay themselves; for a
                 network with BERT's WordPiece
+    replacements  source, replacement: what the normalizer of a Unigram has for
+                characters and clusters of them; its vocabulary has a score, too
     scheduler   parameter, value: scheduler_config.json with the defaults of its
                 class, a row per key; for a UNet
 and a table per module, named after its path with `_` for `.`:

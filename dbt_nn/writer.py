@@ -248,9 +248,12 @@ class Writer:
             )
         self.tensors(checkpoint)
         if checkpoint.family.tokenizer is not None:
-            self.tokenizer(checkpoint.tokenizer)
-        if checkpoint.family.tokenizer == "wordpiece":
+            is_unigram = checkpoint.tokenizer_kind == "unigram"
+            self.tokenizer(checkpoint.tokenizer, has_scores=is_unigram)
+        if checkpoint.tokenizer_kind == "wordpiece":
             self.word_pieces(checkpoint.tokenizer)
+        if checkpoint.tokenizer_kind == "unigram":
+            self.unigram(checkpoint.tokenizer)
 
     def settings(self, name: str, comment: str, values: dict[str, Any]) -> None:
         """Create a table of parameters and their values."""
@@ -291,17 +294,22 @@ class Writer:
             binary=False,
         )
 
-    def tokenizer(self, texts: Tokenizer | None) -> None:
+    def tokenizer(self, texts: Tokenizer | None, *, has_scores: bool = False) -> None:
         """Create the vocabulary and the merges, empty without a tokenizer."""
+        rows: Iterable[tuple[object, ...]] = (
+            (token_id, f"\\\\x{token.hex()}", special)
+            for token_id, token, special in (texts.vocabulary if texts else ())
+        )
+        if has_scores:
+            scores = texts.scores if texts else {}
+            rows = ((*row, scores.get(row[0], "\\N")) for row in rows)
         self.table(
             "vocabulary",
-            "token_id int not null, token bytea not null, special boolean not null",
+            "token_id int not null, token bytea not null, special boolean not null"
+            + (", score double precision" if has_scores else ""),
             "token_id",
             "the tokenizer's tokens as bytes; special ones are matched whole",
-            _lines(
-                (token_id, f"\\\\x{token.hex()}", special)
-                for token_id, token, special in (texts.vocabulary if texts else ())
-            ),
+            _lines(rows),
             binary=False,
         )
         self.table(
@@ -336,6 +344,24 @@ class Writer:
             ),
             binary=False,
         )
+        self._index_vocabulary()
+
+    def unigram(self, texts: Tokenizer | None) -> None:
+        """Create the replacements, and the indexes by which words find their pieces."""
+        self.table(
+            "replacements",
+            'source text collate "C" not null, replacement text not null',
+            "source",
+            "what the tokenizer's normalizer has for a grapheme cluster or character",
+            _lines(
+                (_escaped(source), _escaped(made))
+                for source, made in (texts.replacements if texts else ())
+            ),
+            binary=False,
+        )
+        self._index_vocabulary()
+
+    def _index_vocabulary(self) -> None:
         for columns in ("token", "special, octet_length(token)"):
             self.cursor.execute(
                 sql.SQL("create index on {} ({})").format(

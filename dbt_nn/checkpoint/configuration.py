@@ -10,6 +10,7 @@ from dbt_nn.checkpoint.config import MAX_CONFIG_BYTES, check_value, unsupported
 from dbt_nn.checkpoint.files import CheckpointError, read_json
 from dbt_nn.checkpoint.scheduler import PIPELINE_INDEX, Parts, find_parts
 from dbt_nn.checkpoint.sentence import read_modules, sentence_keys
+from dbt_nn.checkpoint.unigram import is_unigram
 from dbt_nn.networks import network_of
 from dbt_nn.networks.config import Config
 from dbt_nn.networks.graph import Network
@@ -36,6 +37,12 @@ class Configuration:
     checked: Config
     parts: Parts
     dense: Path | None
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The tokenizer's kind: the checkpoint's own, or that of all such networks."""
+        own = self.content.get("tokenizer") if self.family.is_encoder else None
+        return own or self.family.tokenizer
 
 
 def read_configuration(source: Path) -> Configuration:
@@ -67,6 +74,9 @@ def read_configuration(source: Path) -> Configuration:
     if family.is_encoder:
         content = content | sentence_keys(folder, modules, content, family.kind)
         dense = modules.dense if modules else None
+        content.pop("tokenizer", None)
+        if is_unigram(parts.network):
+            content["tokenizer"] = "unigram"
     checked = family.config_type.read(content)
     return Configuration(family, content, checked, parts, dense)
 

@@ -33,6 +33,7 @@ from dbt_nn.checkpoint.tensors import (
     read_header,
 )
 from dbt_nn.checkpoint.tokenizer import read_tokenizer
+from dbt_nn.checkpoint.unigram import read_unigram
 from dbt_nn.checkpoint.vocabulary import Tokenizer
 from dbt_nn.checkpoint.wordpiece import read_word_pieces
 from dbt_nn.networks.config import Config
@@ -41,6 +42,8 @@ from dbt_nn.networks.modules import Alias, Module
 
 # Blocks of a quarter of BLOCK_BYTES in memory at once, to be hashed.
 HASHED_BLOCKS = 4
+# Of tokenizers, in messages.
+NAMES = {"bpe": "byte-level BPE", "unigram": "Unigram"}
 # The longest Postgres name.
 MAX_IDENTIFIER = 63
 
@@ -63,6 +66,7 @@ class Checkpoint:
             None if the family has none.
         digest: SHA-256 in hexadecimal of config, weights, tokenizer and scheduler.
         largest: the largest absolute weight of each tensor that becomes a table.
+        tokenizer_kind: as a network's attribute tokenizer.
 
     """
 
@@ -76,6 +80,7 @@ class Checkpoint:
     digest: str
     _files: ExitStack = field(repr=False)
     largest: dict[str, float] = field(default_factory=dict)
+    tokenizer_kind: str | None = None
 
     @property
     def stored(self) -> list[Tensor]:
@@ -145,6 +150,7 @@ def open_checkpoint(
         checkpoint = Checkpoint(
             folder, family, config, tensors, modules, texts, scheduler, "", files
         )
+        checkpoint.tokenizer_kind = configuration.tokenizer
         checkpoint.digest = _check_weights(checkpoint, progress)
         checkpoint._files = files.pop_all()
         return checkpoint
@@ -157,11 +163,14 @@ def _read_tokenizer(configuration: Configuration) -> Tokenizer | None:
         return None
     rows = configuration.checked.vocab_size
     lower = configuration.content.get("do_lower_case") is True and family.is_encoder
-    if family.tokenizer == "wordpiece":
+    kind = configuration.tokenizer
+    if kind == "wordpiece":
         return read_word_pieces(folder, rows, lower_first=lower)
     if lower:
-        supported = "only false is, with a byte-level BPE"
+        supported = f"only false is, with a {NAMES[kind]}"
         raise unsupported("do_lower_case", True, supported, "sentence_bert_config.json")
+    if kind == "unigram":
+        return read_unigram(folder, configuration.content, rows)
     return read_tokenizer(
         folder, configuration.content, rows, is_encoder=family.is_encoder
     )
@@ -294,6 +303,9 @@ def _check_weights(
         digest.update(repr(checkpoint.tokenizer.merges).encode())
         if checkpoint.tokenizer.characters:
             digest.update(repr(checkpoint.tokenizer.characters).encode())
+        if checkpoint.tokenizer.scores:
+            digest.update(repr(checkpoint.tokenizer.scores).encode())
+            digest.update(repr(checkpoint.tokenizer.replacements).encode())
     if checkpoint.scheduler:
         digest.update(json.dumps(checkpoint.scheduler, sort_keys=True).encode())
     for tensor in stored:

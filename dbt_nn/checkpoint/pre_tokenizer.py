@@ -36,8 +36,8 @@ def word_settings(file: TokenizerFile) -> dict[str, Any]:
         CheckpointError: one of them, or the decoder, does something else.
 
     """
-    normalizers = _steps(file, "normalizer", "normalizers")
-    before = _steps(file, "pre_tokenizer", "pretokenizers")
+    normalizers = steps_of(file, "normalizer", "normalizers")
+    before = steps_of(file, "pre_tokenizer", "pretokenizers")
     spaces = _spaces(file, normalizers, before)
     if spaces is not None:
         _check_space_decoder(file)
@@ -45,7 +45,7 @@ def word_settings(file: TokenizerFile) -> dict[str, Any]:
     return _byte_level(file, normalizers, before)
 
 
-def _steps(file: TokenizerFile, name: str, of_sequence: str) -> list[Part]:
+def steps_of(file: TokenizerFile, name: str, of_sequence: str) -> list[Part]:
     """A part as the list of its steps; an unknown form is refused."""
     part = file.part(name)
     if not part:
@@ -159,7 +159,7 @@ def _check_space_decoder(file: TokenizerFile) -> None:
     A blank that it strips from the start of a text is none of a completion's, which
     goes on where the prompt ends.
     """
-    for step in _steps(file, "decoder", "decoders"):
+    for step in steps_of(file, "decoder", "decoders"):
         kind = step.get("type")
         known = {
             "Replace": (step.get("pattern"), step.get("content"))

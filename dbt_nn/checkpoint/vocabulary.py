@@ -35,6 +35,8 @@ class Tokenizer:
         characters: of a WordPiece, (first_codepoint, last_codepoint, replacement,
             isolated): what its words have for each character of a text. None
             stands for the character itself; an isolated one is a word.
+        scores: of a Unigram, token_id -> the log-probability of a piece.
+        replacements: of a Unigram, (text, what its normalizer has for it).
         settings: what the checkpoint's config says of it.
 
     """
@@ -42,6 +44,8 @@ class Tokenizer:
     vocabulary: list[tuple[int, bytes, bool]]
     merges: list[tuple[int, int, int, int]] = field(default_factory=list)
     characters: list[tuple[int, int, str | None, bool]] = field(default_factory=list)
+    scores: dict[int, float] = field(default_factory=dict)
+    replacements: list[tuple[str, str]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -256,6 +260,11 @@ class Settings:
             value = value.get("content") if isinstance(value, dict) else value
             found = value if isinstance(value, str) else found
         return found
+
+    def value(self, key: str) -> Any:
+        """What the last file that has this key says of it; None without one."""
+        found = [content[key] for content in self.files.values() if key in content]
+        return found[-1] if found else None
 
     def added(self) -> dict[str, dict[str, Any]]:
         """The added tokens by their text, as TokenizerFile.added has them."""

@@ -39,6 +39,7 @@ class EncoderConfig(Config):
     dense_bias: bool = True
     dense_activation: Literal["tanh", "relu", "gelu", "sigmoid"] | None = None
     pooling_mode: Literal["mean", "cls", "lasttoken", "max"] | None = None
+    tokenizer: Literal["unigram"] | None = Field(None, exclude=True)
     is_decoder: Literal[False] = False
     add_cross_attention: Literal[False] = False
 
@@ -240,12 +241,9 @@ class Roberta(Bert):
     kind = "roberta"
     config_type = RobertaConfig
     tokenizer = "bpe"
+    padded_positions = True
     base = "roberta"
     architecture_stem = "Roberta"
-
-    def first_position(self) -> str:
-        """Positions begin after that of the padding token."""
-        return f"({self.hyperparameter('pad_token_id')} ~ ' + 1')"
 
     def classifier(self, x: Layer) -> Layer:
         """RobertaClassificationHead, [places, hidden_size] -> [sequences, labels]."""
@@ -268,4 +266,5 @@ class XLMRoberta(Roberta):
     """RoBERTa's wiring with a vocabulary of 100 languages."""
 
     kind = "xlm-roberta"
+    tokenizer = "unigram"
     architecture_stem = "XLMRoberta"

@@ -32,23 +32,40 @@ from dbt_nn.networks.sequences import (
     SequenceNetwork,
 )
 
+# The table beside the vocabulary by which a kind of tokenizer makes words.
+WORDS = {"wordpiece": "characters", "bpe": "merges", "unigram": "replacements"}
 DEFAULT_INDEX = "{'type': 'hnsw', 'distance': 'cosine'}"
 
 
 class EncoderNetwork(SequenceNetwork):
-    """A network that reads whole texts and gives each a vector, or classes."""
+    """A network that reads whole texts and gives each a vector, or classes.
+
+    Attributes of a kind:
+        padded_positions: whether positions begin after that of the padding token.
+
+    """
 
     macros = "encoder"
     history = "renew"
     is_encoder = True
     loop = ("embeddings", "tokens")
-    tokenizer: ClassVar[str]
+    tokenizer: str
+    padded_positions: ClassVar[bool] = False
 
     def begin(self) -> Layer:
         """Texts and their tokens, [places]."""
+        self.tokenizer = self.config.tokenizer or self.tokenizer
         self.table("config", "Hyper-parameters.", PARAMETER_COLUMNS)
-        self.table("vocabulary", "The tokens.", VOCABULARY_COLUMNS)
+        is_unigram = self.tokenizer == "unigram"
+        columns = VOCABULARY_COLUMNS + SCORE_COLUMNS * is_unigram
+        self.table("vocabulary", "The tokens.", columns)
         self.table("merges", "Byte pair merges.", MERGE_COLUMNS)
+        if is_unigram:
+            self.table(
+                "replacements",
+                "What the tokenizer's normalizer has for a text's clusters.",
+                REPLACEMENT_COLUMNS,
+            )
         if self.tokenizer == "wordpiece":
             self.table(
                 "characters",
@@ -60,7 +77,9 @@ class EncoderNetwork(SequenceNetwork):
 
     def first_position(self) -> str:
         """The row of the position embedding that a text's first token has, Jinja."""
-        return "0"
+        if not self.padded_positions:
+            return "0"
+        return f"({self.hyperparameter('pad_token_id')} ~ ' + 1')"
 
     def of_texts(
         self,
@@ -221,7 +240,7 @@ def add_texts(net: EncoderNetwork) -> Layer:
             net.var("options", "{}"),
             checkpoint,
             net.source("vocabulary"),
-            net.source("characters" if net.tokenizer == "wordpiece" else "merges"),
+            net.source(WORDS[net.tokenizer]),
             net.source("config"),
             tokenizer=f"'{net.tokenizer}'",
             first_position=net.first_position(),
@@ -237,7 +256,10 @@ def add_texts(net: EncoderNetwork) -> Layer:
                 {"columns": ["sequence_id"], "unique": True},
                 {"columns": ["batch"]},
             ],
-            "meta": {"network": net.name},
+            "meta": {
+                "network": net.name,
+                **({"padded_positions": True} if net.padded_positions else {}),
+            },
             "pre_hook": [
                 hook(f"dbt_nn.check_checkpoint({checkpoint}, '{net.name}')"),
                 hook(
@@ -321,6 +343,13 @@ def add_results(
 
 # --- Columns ------------------------------------------------------------------
 
+SCORE_COLUMNS = [
+    column("score", "double precision", "A piece's log-probability, or NULL."),
+]
+REPLACEMENT_COLUMNS = [
+    column("source", "text", "A character, or what a grapheme cluster begins with."),
+    column("replacement", "text", "What normalized texts have for it."),
+]
 CHARACTER_COLUMNS = [
     column("first_codepoint", "integer", "The first character of a range."),
     column("last_codepoint", "integer", "The last one."),

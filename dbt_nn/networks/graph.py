@@ -321,7 +321,8 @@ class Network:
         loop: the model that owns the loop, and the one that it appends to.
         stem: the name of its safetensors files.
         convert: how to save it as safetensors from another format.
-        tokenizer: of the checkpoint, bpe (byte-level) or wordpiece; None for none.
+        tokenizer: of the checkpoint, bpe (byte-level), wordpiece or unigram; None for
+            none.
         is_scheduled: whether a noise schedule does.
         is_encoder: whether it gives whole texts, with the tokenizer's special tokens
             at their ends, vectors or classes.

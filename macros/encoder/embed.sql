@@ -131,14 +131,18 @@
         | selectattr('source_name', 'equalto', network)
         | selectattr('package_name', 'equalto', model.package_name)
         | map(attribute='name') | list -%}
-    {%- set is_bpe = 'characters' not in sources -%}
+    {%- set tokenizer = 'wordpiece' if 'characters' in sources
+        else 'unigram' if 'replacements' in sources else 'bpe' -%}
+    {%- set texts = graph.nodes['model.' ~ model.package_name ~ '.' ~ network ~ '_texts'] -%}
     {{ return({
         'options': var(network ~ '_options', {}),
         'checkpoint': var(network ~ '_checkpoint', network),
-        'tokenizer': 'bpe' if is_bpe else 'wordpiece',
-        'words': 'merges' if is_bpe else 'characters',
+        'tokenizer': tokenizer,
+        'words': {
+            'wordpiece': 'characters', 'unigram': 'replacements', 'bpe': 'merges'
+        }[tokenizer],
         'first_position': dbt_nn.hyperparameter(
             dbt_nn.network_source(network, 'config'), 'pad_token_id'
-        ) ~ ' + 1' if is_bpe else 0,
+        ) ~ ' + 1' if texts.config.meta.padded_positions else 0,
     }) }}
 {%- endmacro %}

@@ -28,7 +28,7 @@
        request   a text that tells all of this, and the checkpoint
 -#}
 {% macro encoder_settings(options, checkpoint, config, text_pair, tokenizer, first_position) -%}
-{%- set special = 2 if not text_pair else 4 if tokenizer == 'bpe' else 3 -%}
+{%- set special = 2 if not text_pair else 3 if tokenizer == 'wordpiece' else 4 -%}
 select
     wanted.prompt,
     wanted.length,

@@ -7,8 +7,8 @@
     options     of all texts, see encoder_options() and run_options()
     checkpoint  its schema
     vocabulary, config   of the checkpoint
-    words       its characters (wordpiece) or merges (bpe)
-    tokenizer   'wordpiece' or 'bpe'
+    words       its characters (wordpiece), merges (bpe) or replacements (unigram)
+    tokenizer   'wordpiece', 'bpe' or 'unigram'
     first_position   the row of the position embedding of a text's first token
     earlier     the table itself where it is there already: of a text that is
                 unchanged no row is given
@@ -185,9 +185,9 @@ framed as (
         measured.*,
         0 as chunk,
         array[cls] || ids[:room.first] || array[sep]
-        {%- if tokenizer == 'bpe' %} || array[sep]{% endif %}
+        {%- if tokenizer != 'wordpiece' %} || array[sep]{% endif %}
         || pair_ids[:room.second] || array[sep] as token_ids,
-        {% if tokenizer == 'bpe' %}cardinality(ids) + cardinality(pair_ids) + 4{% else %}room.first + 2{% endif %} as first_tokens,
+        {% if tokenizer != 'wordpiece' %}cardinality(ids) + cardinality(pair_ids) + 4{% else %}room.first + 2{% endif %} as first_tokens,
         room.first < cardinality(ids) or room.second < cardinality(pair_ids) as truncated
     from measured
     cross join lateral {{ dbt_nn.db_function('room_for_pair') }}(
@@ -267,6 +267,8 @@ from counted
 {% macro encoded_texts(texts, vocabulary, words, config, tokenizer) -%}
 {% if tokenizer == 'wordpiece' -%}
 {{ dbt_nn.word_piece_encode(texts, vocabulary, words, config) }}
+{%- elif tokenizer == 'unigram' -%}
+{{ dbt_nn.unigram_encode(texts, vocabulary, words, config) }}
 {%- else -%}
 {{ dbt_nn.byte_pair_encode(texts, vocabulary, words, config=config) }}
 {%- endif %}

@@ -7,35 +7,39 @@
     config      relation: (parameter, value jsonb), or none; lstrip_token_ids and
                 rstrip_token_ids are the tokens that take the white space before
                 them, or after them
+    chosen      condition: which special tokens; all of them by default
+    name        a prefix of the names of the common table expressions
     -> segments (sequence_id, segment, content), and found_specials
        (sequence_id, segment, tokens): in a text their segments take turns
 -#}
-{% macro _segments(texts, vocabulary, key, text, config=none) -%}
-special_tokens as materialized (
+{% macro _segments(
+    texts, vocabulary, key, text, config=none, chosen='true', name=''
+) -%}
+{{ name }}special_tokens as materialized (
     select
         token_id,
         convert_from(token, 'UTF8') collate "C" as token
     from {{ vocabulary }}
-    where special and octet_length(token) > 0
+    where special and octet_length(token) > 0{{ ' and ' ~ chosen if chosen != 'true' }}
 ),
 
 -- The longest one wins where several match, in tokenizers as in Postgres.
-special_pattern as materialized (
+{{ name }}special_pattern as materialized (
     select
         string_agg(
             regexp_replace(token, '[][\\^$.|?*+(){}]', '\\\&', 'g'), '|'
         ) as pattern
-    from special_tokens
+    from {{ name }}special_tokens
 ),
 
 -- What is between special tokens is a text of its own, which ends before them.
-{{ 'parts_of_text' if config else 'segments' }} as materialized (
+{{ name ~ ('parts_of_text' if config else 'segments') }} as materialized (
     select
         source.{{ key }} as sequence_id,
         part.segment,
         part.content
     from {{ texts }} as source
-    cross join special_pattern as special
+    cross join {{ name }}special_pattern as special
     cross join lateral (
         select
             2 * part.i as segment,
@@ -52,25 +56,25 @@ special_pattern as materialized (
     ) as part
 ),
 
-found_specials as materialized (
+{{ name }}found_specials as materialized (
     select
         source.{{ key }} as sequence_id,
         2 * part.i + 1 as segment,
         array[special.token_id] as tokens
     from {{ texts }} as source
-    cross join special_pattern
+    cross join {{ name }}special_pattern as special_pattern
     cross join lateral
         regexp_matches(
             source.{{ text }} collate "C", special_pattern.pattern, 'g'
         ) with ordinality as part (match, i)
-    inner join special_tokens as special on part.match[1] = special.token
+    inner join {{ name }}special_tokens as special on part.match[1] = special.token
 )
 {%- if config -%}
 ,
 
 -- A text that no such token is next to stays as it is, by a pattern that it hasn't.
 {% set space = '[' ~ dbt_nn._unicode_class('space').split() | join ~ ']' -%}
-segments as materialized (
+{{ name }}segments as materialized (
     select
         part.sequence_id,
         part.segment,
@@ -93,12 +97,12 @@ segments as materialized (
             '',
             'g'
         ) as content
-    from parts_of_text as part
-    left join found_specials as before
+    from {{ name }}parts_of_text as part
+    left join {{ name }}found_specials as before
         on
             part.sequence_id = before.sequence_id
             and part.segment - 1 = before.segment
-    left join found_specials as after
+    left join {{ name }}found_specials as after
         on
             part.sequence_id = after.sequence_id
             and part.segment + 1 = after.segment

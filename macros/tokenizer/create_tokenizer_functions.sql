@@ -141,6 +141,145 @@ end
 $body$;
 
 {#
+    A text after the steps of a tokenizer.json's normalizer that follow its Precompiled:
+    Replace of several blanks, and Strip.
+#}
+create or replace function {{ dbt_nn.db_function('apply_normalizers') }} (
+    input text, steps jsonb
+)
+returns text
+language plpgsql immutable strict parallel safe
+as $body$
+declare
+    {%- set space = dbt_nn._unicode_class('space').split() | join %}
+    step jsonb;
+begin
+    for step in select value from jsonb_array_elements(steps) loop
+        if step ->> 'type' = 'Replace' then
+            input := regexp_replace(input collate "C", ' {2,}', step ->> 'content', 'g');
+        end if;
+        if step ->> 'strip_left' = 'true' then
+            input := regexp_replace(input collate "C", '^[{{ space }}]+', '');
+        end if;
+        if step ->> 'strip_right' = 'true' then
+            input := regexp_replace(input collate "C", '[{{ space }}]+$', '');
+        end if;
+    end loop;
+    return input;
+end
+$body$;
+
+{#
+    The pieces of a word with the highest sum of scores, as `tokenizers` finds them
+    (models/unigram/model.rs, encode_optimized): of equal sums, the longest last piece.
+
+    starts, lengths     of the pieces that the word has, in their order; places from 1
+    scores, token_ids   of these
+    unknown             the token of a run of characters that are no piece, each with
+                        unknown_score
+    byte_token_ids      those of the bytes 0 to 255 that stand for it instead, or none
+#}
+create or replace function {{ dbt_nn.db_function('best_pieces') }} (
+    word text,
+    starts integer[],
+    lengths integer[],
+    scores double precision[],
+    token_ids integer[],
+    unknown integer,
+    unknown_score double precision,
+    byte_token_ids integer[]
+)
+returns integer[]
+language plpgsql immutable strict parallel safe
+as $body$
+declare
+    n constant integer := length(word);
+    pieces constant integer := cardinality(starts);
+    -- of the best path to each place: its score, last piece and where that begins
+    best double precision[] := array_fill(0, array[n + 1])::double precision[];
+    came_from integer[] := array_fill(0, array[n + 1]);
+    last_token integer[] := array_fill(0, array[n + 1]);
+    first_piece integer[] := array_fill(0, array[n]);
+    piece integer := 1;
+    stop integer;
+    score double precision;
+    is_known boolean;
+    run_end integer := 0;
+    bytes bytea;
+    found integer[] := '{}';
+    tokens integer := 0;
+begin
+    for start in 1..n loop
+        is_known := false;
+        first_piece[start] := piece;
+        while piece <= pieces and starts[piece] = start loop
+            stop := start + lengths[piece];
+            score := scores[piece] + best[start];
+            if came_from[stop] = 0 or score > best[stop] then
+                best[stop] := score;
+                came_from[stop] := start;
+                last_token[stop] := token_ids[piece];
+            end if;
+            is_known := is_known or lengths[piece] = 1;
+            piece := piece + 1;
+        end loop;
+        if not is_known then
+            stop := start + 1;
+            score := unknown_score + best[start];
+            if came_from[stop] = 0 or score > best[stop] then
+                best[stop] := score;
+                came_from[stop] := start;
+                last_token[stop] := unknown;
+            end if;
+        end if;
+    end loop;
+
+    -- From the end to the beginning, and a run of unknown characters at once.
+    stop := n + 1;
+    while stop > 1 loop
+        if last_token[stop] = unknown then
+            run_end := greatest(run_end, stop);
+            if came_from[stop] = 1 or last_token[came_from[stop]] <> unknown then
+                -- Such a run may be a piece as a whole, which `tokenizers` takes then.
+                piece := first_piece[came_from[stop]];
+                while piece <= pieces
+                    and starts[piece] = came_from[stop]
+                    and lengths[piece] < run_end - came_from[stop]
+                loop
+                    piece := piece + 1;
+                end loop;
+                if piece <= pieces
+                    and starts[piece] = came_from[stop]
+                    and lengths[piece] = run_end - came_from[stop]
+                then
+                    tokens := tokens + 1;
+                    found[tokens] := token_ids[piece];
+                elsif cardinality(byte_token_ids) > 0 then
+                    bytes := convert_to(
+                        substr(word, came_from[stop], run_end - came_from[stop]), 'UTF8'
+                    );
+                    for i in reverse length(bytes) - 1..0 loop
+                        tokens := tokens + 1;
+                        found[tokens] := byte_token_ids[get_byte(bytes, i) + 1];
+                    end loop;
+                else
+                    tokens := tokens + 1;
+                    found[tokens] := unknown;
+                end if;
+                run_end := 0;
+            end if;
+        else
+            tokens := tokens + 1;
+            found[tokens] := last_token[stop];
+        end if;
+        stop := came_from[stop];
+    end loop;
+
+    return array(select found[i] from generate_series(tokens, 1, -1) as i);
+end
+$body$;
+
+{#
     Bytes as text. Every maximal part of an ill-formed sequence turns into one
     U+FFFD, as in Python's and the WHATWG's decoders; so does U+0000, which no
     Postgres text can hold. The bytes pass as Latin-1, one character each: so a
