@@ -9,12 +9,13 @@
     k          how many rows
     distance   cosine, l2 or inner_product: the same as that of the index
     exact      whether every row is looked at, and not the index alone
+    where      a condition on the rows, like "embeddings.key < 100"
 
     A query's vector is <network>_embed()'s: sentence-transformers' encode_query().
 -#}
 {% macro nearest(
     network, text=none, queries=none, query_key='id', query_text='text', k=10,
-    distance='cosine', exact=false
+    distance='cosine', exact=false, where=none
 ) -%}
     {%- if (text is none) == (queries is none) -%}
         {{ exceptions.raise_compiler_error('nearest: give either text or queries') }}
@@ -27,15 +28,25 @@
     {%- set embeddings = ref(network ~ '_embeddings') -%}
     {%- set operator = dbt_nn.vector_distance(distance).operator -%}
     {%- set embed = dbt_nn.embed_function(embeddings, network) -%}
-    {#- HNSW gives hnsw.ef_search rows at most, 40 if nobody says more, and 1000 is
-        pgvector's limit. It is set as long as the transaction goes on. -#}
+    {#- An index may find fewer than k rows at its first look: HNSW hnsw.ef_search, 40
+        if nobody says more and 1000 at most, without those that are dead or that a
+        condition leaves out; IVFFlat those of the list that is nearest. From 0.8 on
+        pgvector looks further, if it is told. All is set as long as the transaction
+        goes on, and after the vector has loaded pgvector. -#}
     {%- set is_exact = exact or k > 1000 -%}
-    {%- set candidates -%}
+    {%- set further -%}
+        {%- if k > 40 -%},
         set_config('hnsw.ef_search', greatest(
             {{ k }}, nullif(current_setting('hnsw.ef_search', true), '')::integer
         )::text, true) as candidates
+        {%- endif -%}
+        {%- for index, order in [('hnsw', 'strict_order'), ('ivfflat', 'relaxed_order')] -%},
+        case when current_setting('{{ index }}.iterative_scan', true) = 'off'
+            then set_config('{{ index }}.iterative_scan', '{{ order }}', true)
+        end as {{ index }}_order
+        {%- endfor -%}
     {%- endset -%}
-    {%- set candidates = '' if is_exact or k <= 40 else ',\n        ' ~ candidates -%}
+    {%- set further = '' if is_exact else further -%}
 select
     {%- if queries %}
     query.key as query_key,
@@ -48,11 +59,11 @@ from (
     {%- if queries %}
     select
         dbt_nn_row.{{ adapter.quote(query_key) }} as key,
-        {{ embed }}(dbt_nn_row.{{ adapter.quote(query_text) }}::text) as vector{{ candidates }}
+        {{ embed }}(dbt_nn_row.{{ adapter.quote(query_text) }}::text) as vector{{ further }}
     from {{ queries }} as dbt_nn_row
     {%- else %}
     select
-        {{ embed }}({{ text }}) as vector{{ candidates }}
+        {{ embed }}({{ text }}) as vector{{ further }}
     {%- endif %}
     offset 0
 ) as query
@@ -63,6 +74,9 @@ cross join lateral (
         embeddings.embedding {{ operator }} query.vector as distance
     from {{ embeddings }} as embeddings
     where embeddings.embedding is not null
+    {%- if where %}
+        and ({{ where }})
+    {%- endif %}
     order by {{ '0 + ' if is_exact }}(embeddings.embedding {{ operator }} query.vector)
     limit {{ k }}
 ) as found

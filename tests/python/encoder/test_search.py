@@ -151,19 +151,66 @@ def test_nearest_to_nothing(search: Encoder) -> None:
     assert all(row["distance"] is None for row in rows_of(search, "found_null"))
 
 
-def test_index_is_used(search: Encoder) -> None:
-    """By the macro's own SELECT, as dbt show runs it."""
+@pytest.fixture(scope="module")
+def selects(search: Encoder) -> dict[str, str]:
+    """The macro's own SELECTs, as dbt show runs them."""
+    calls = {
+        "seven": "k=7",
+        "twenty": "k=20",
+        "some": "k=12, where='mod(embeddings.key, 10) = 3'",
+    }
+    columns = ", ".join(
+        f"{{{{ dbt_nn.literal(nearest('small', text=\"'a'\", {more})) }}}} as {name}"
+        for name, more in calls.items()
+    )
     done = search.dbt(
-        "--quiet", "show", "--output", "json", "--limit", "99", "--inline",
-        "{% set sql = nearest('small', text=\"'a wife'\") %}"
-        "select {{ dbt_nn.literal(sql) }} as sql",
+        "--quiet", "show", "--output", "json", "--inline", f"select {columns}",
         *search.arguments(), env=search.environment,
     )  # fmt: skip
     (row,) = json.loads(done.stdout)["show"]
-    search.execute("set enable_seqscan = off")
-    plan = search.query(f"explain {row['sql']}")
-    search.execute("reset enable_seqscan")
+    return row
+
+
+@pytest.fixture
+def without_scans(search: Encoder) -> Iterator[Encoder]:
+    """What is done meanwhile is undone; the planner takes the index."""
+    search.execute("begin; set local enable_seqscan = off; set local enable_sort = off")
+    yield search
+    search.execute("rollback")
+
+
+def test_index_is_used(without_scans: Encoder, selects: dict[str, str]) -> None:
+    plan = without_scans.query(f"explain {selects['seven']}")
     assert any("Index Scan using small_embeddings_index" in str(line) for line in plan)
+
+
+def test_a_condition(
+    without_scans: Encoder,
+    selects: dict[str, str],
+    reference: SentenceTransformer,
+    texts: list[str],
+) -> None:
+    """As many rows as asked for, although few of the nearest 40 are of them."""
+    rows = without_scans.query(f"select * from ({selects['some']}) as x order by rank")
+    vectors = reference.encode_document(texts).astype("f8")
+    distances = 1 - vectors @ reference.encode_query("a").astype("f8")
+    distances[[n for n in range(len(texts)) if n % 10 != 3]] = 9
+    check(rows, distances, 12)
+
+
+def test_few_rows_in_a_list(without_scans: Encoder, selects: dict[str, str]) -> None:
+    """As many rows as asked for, although the nearest list of IVFFlat has fewer."""
+    without_scans.execute(
+        f"drop index {SCHEMA}.small_embeddings_index; create index lists "
+        f"on {SCHEMA}.small_embeddings using ivfflat (embedding vector_cosine_ops) "
+        "with (lists = 50)"
+    )
+    plan = without_scans.query(f"explain {selects['twenty']}")
+    assert any("Index Scan using lists" in str(line) for line in plan)
+    rows = without_scans.query(selects["twenty"])
+    assert [row["rank"] for row in rows] == [*range(1, 21)]
+    distances = [row["distance"] for row in rows]
+    assert distances == sorted(distances)
 
 
 @pytest.mark.parametrize(
