@@ -17,6 +17,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import regex
+from psycopg2.errors import ProgramLimitExceeded
 from psycopg2.extensions import connection as Connection
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -227,13 +228,18 @@ def random_expression(choose: random.Random, depth: int = 0) -> str:
 @pytest.mark.parametrize("n", [40, pytest.param(1500, marks=pytest.mark.long)])
 def test_random_expressions(runs: Gpt2, n: int) -> None:
     choose = random.Random(n)
+    too_large = 0  # nested repetitions, of more states than one may have
     for _ in range(n):
         expression = random_expression(choose)
         texts = random_texts(choose, "abé🦋1一_.à", 60)
         expected = [
             re.fullmatch(expression, text, re.ASCII) is not None for text in texts
         ]
-        assert matches(runs, expression, texts) == expected, expression
+        try:
+            assert matches(runs, expression, texts) == expected, expression
+        except ProgramLimitExceeded:
+            too_large += 1
+    assert too_large <= n / 50
 
 
 @pytest.mark.parametrize("low", [0, 5, -120, -7, 13, 99, -1000, 7])
