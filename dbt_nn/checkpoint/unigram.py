@@ -43,9 +43,10 @@ Pieces = list[tuple[str, float]]
 def is_unigram(folder: Path) -> bool:
     """Whether a checkpoint's tokenizer.json is of this kind."""
     path = folder / "tokenizer.json"
-    # a piece of this text would have its quotes escaped
+    # files of before the key type; a piece of this text would have its quotes escaped
+    pattern = rb'"type"\s*:\s*"Unigram"|"unk_id"\s*:'
     return path.is_file() and bool(
-        re.search(rb'"type"\s*:\s*"Unigram"', read_bytes(path, MAX_TOKENIZER_BYTES))
+        re.search(pattern, read_bytes(path, MAX_TOKENIZER_BYTES))
     )
 
 
@@ -79,10 +80,11 @@ def read_unigram(folder: Path, config: dict[str, Any], rows: int) -> Tokenizer |
     file = TokenizerFile(where, SUPPORTED)
     settings = Settings(folder)
     model = file.part("model")
-    if model.get("type") != "Unigram":
-        raise file.refuse("model.type", model.get("type"))
-    class_of = {"xlm-roberta": REBUILT[0]}.get(str(config.get("model_type")))
-    asked = settings.value("tokenizer_class") or class_of
+    if model.get("type", "Unigram") != "Unigram":
+        raise file.refuse("model.type", model["type"])
+    asked = settings.value("tokenizer_class") or config.get("tokenizer_class")
+    if asked is None and config.get("model_type") == "xlm-roberta":
+        asked = REBUILT[0]
     pieces = _pieces(file, model)
     if asked in REBUILT:
         unknown: Any = REBUILT_UNKNOWN
@@ -145,7 +147,8 @@ def _as_tokenizers_reads(model: dict[str, Any]) -> Pieces:
     # importing it takes a tenth of a second
     from tokenizers import Tokenizer as Library
 
-    read = Library.from_str(json.dumps({"version": "1.0", "model": model}))
+    content = {"version": "1.0", "model": {"type": "Unigram", **model}}
+    read = Library.from_str(json.dumps(content))
     return [
         (text, score) for text, score in json.loads(read.to_str())["model"]["vocab"]
     ]

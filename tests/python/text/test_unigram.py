@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, XLMRobertaConfig
 
 from dbt_nn.checkpoint.charsmap import read_charsmap
 from dbt_nn.checkpoint.files import CheckpointError
-from dbt_nn.checkpoint.unigram import read_unigram
+from dbt_nn.checkpoint.unigram import is_unigram, read_unigram
 from dbt_nn.writer import Writer, check_server
 from macros import load_macros
 from unigrams import (
@@ -62,11 +62,13 @@ class Loaded:
         self, connection: Connection, folder: Path, reference: Tokenizer
     ) -> None:
         """Load a folder's files as the loader does, into a schema of their own."""
-        self.reference = reference
+        save(folder, reference)
+        # which may read other scores than it wrote, by the last bit
+        self.reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.cursor = connection.cursor()
         self.schema = f"{SCHEMA}_{len(SCHEMAS)}"
         SCHEMAS.append(self.schema)
-        found = read_unigram(save(folder, reference), {}, reference.get_vocab_size())
+        found = read_unigram(folder, {}, reference.get_vocab_size())
         assert found is not None
         self.tokenizer = found
         self.cursor.execute(f"""
@@ -229,11 +231,17 @@ def test_flags_of_added_tokens(load: Callable, normalized: bool) -> None:
 def test_class(load: Callable, tmp_path: Path, asked: dict[str, Any]) -> None:
     """A tokenizer is what AutoTokenizer makes of the folder."""
     XLMRobertaConfig(vocab_size=ROWS).save_pretrained(tmp_path)
-    save(tmp_path, tokenizer_of(**VARIANTS["metaspace"]))
+    content = json.loads(tokenizer_of(**VARIANTS["metaspace"]).to_str())
+    for piece in content["model"]["vocab"]:
+        piece[1] *= 1.1  # that `tokenizers` reads some of these otherwise
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(asked))
-    loaded = load(AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer)
+    made = AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer
+    loaded = load(made)
     found = read_unigram(tmp_path, {"model_type": "xlm-roberta"}, ROWS)
     assert found is not None
+    vocab = json.loads(made.to_str())["model"]["vocab"]
+    assert found.scores == dict(enumerate(score for _, score in vocab))
     words = ("pre_tokenizer", "prepend_scheme", "normalizers")
     own, other = found.settings, loaded.tokenizer.settings
     assert [own.get(key) for key in words] == [other.get(key) for key in words]
@@ -288,6 +296,19 @@ def test_refused(tmp_path: Path) -> None:
         },
     }.items():
         assert reason in refused(tmp_path, **parts), reason
+
+
+def test_file_without_type(tmp_path: Path) -> None:
+    """As old ones are."""
+    save(tmp_path, tokenizer_of())
+    found = read_unigram(tmp_path, {}, ROWS)
+    content = json.loads(tokenizer_of().to_str())
+    del content["model"]["type"], content["model"]["byte_fallback"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert is_unigram(tmp_path)
+    assert read_unigram(tmp_path, {}, ROWS) == found
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
+    assert not is_unigram(tmp_path)
 
 
 def test_no_tokenizer_json(tmp_path: Path) -> None:
