@@ -461,9 +461,11 @@ class Map:
         return self.network.loop
 
     def draw_legend(self, y: float, width: float) -> float:
-        """What the colours mean; return the height of the map."""
-        x = MARGIN
+        """What the colours that are there mean; return the height of the map."""
+        x, drawn = MARGIN, "".join(self.lines)
         for color, words in LEGEND.items():
+            if color not in drawn:
+                continue
             size = 26 + len(words) * CHARACTER
             if x + size > width - MARGIN:
                 x, y = MARGIN, y + ROW * 0.7
