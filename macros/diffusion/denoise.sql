@@ -33,7 +33,11 @@ steps as (
         output.activation::real[] as outputs,
         case
             when timesteps.sigma > 0 then {{ dbt_nn.db_function('gaussian_noise') }}(
-                requests.seed,
+                (
+                    select requests.seed
+                    from {{ requests }} as requests
+                    where requests.image_id = frontier.image_id
+                ),
                 frontier.step + 1,
                 frontier.y,
                 frontier.x,
@@ -49,9 +53,10 @@ steps as (
         options.prediction_type,
         options.bound
     from {{ frontier }} as frontier
-    inner join {{ model_output }} as output using (image_id, y, x)
-    inner join {{ requests }} as requests using (image_id)
     inner join {{ timesteps }} as timesteps using (image_id, step)
+    cross join {{ dbt_nn.at_place(
+        model_output, 'output', 'frontier', ['image_id', 'y', 'x']
+    ) }}
     cross join options
 )
 

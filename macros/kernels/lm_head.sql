@@ -26,12 +26,14 @@ where {{ dbt_nn.is_newest_position('x') }}
 {%- endmacro %}
 
 
-{#- A condition: no later position of the row's sequence is at the frontier. -#}
+{#- A condition: no later position of the row's sequence is at the frontier. With OFFSET
+    it is planned by itself, see at_place(). -#}
 {% macro is_newest_position(alias) -%}
     not exists (
         select from {{ dbt_nn.frontier() }} as later
         where later.sequence_id = {{ alias }}.sequence_id
             and later.position = {{ alias }}.position + 1
             and later.step = frontier.step
+        offset 0
     )
 {%- endmacro %}

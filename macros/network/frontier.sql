@@ -69,6 +69,30 @@
 {%- endmacro %}
 
 
+{#-
+    A layer's row at the place of another row: a FROM item, as
+    `cross join {{ at_place(layer, 'y', 'x') }}`; no row where the layer has no such place.
+    The layer's place is that of the model, unless `columns` name it.
+
+    A join on the place's columns may be a trap where a third relation has one of them,
+    too, as requests have image_id. PostgreSQL then may look a layer's rows up by that
+    column alone, all rows of an image for each of its places, and compare the others
+    one by one: layers have no statistics, so that it expects few rows either way, and
+    plans that differ by 1 % are equal to it. A sub-select with OFFSET is planned by
+    itself, and its index is given all columns.
+-#}
+{% macro at_place(relation, alias, row, columns=none) -%}
+    lateral (
+        select {{ alias }}.*
+        from {{ relation }} as {{ alias }}
+        where {% for column in columns or dbt_nn.place_columns() -%}
+            {{ alias }}.{{ column }} = {{ row }}.{{ column }}{{ ' and ' if not loop.last }}
+        {%- endfor %}
+        offset 0
+    ) as {{ alias }}
+{%- endmacro %}
+
+
 {#- A value of the checkpoint's config.json, as a scalar subquery; NULL where it
     is null, unless another parameter's value is to stand in. -#}
 {% macro hyperparameter(config_relation, parameter, type='integer', otherwise=none) -%}

@@ -54,6 +54,7 @@ predicted as materialized (
                 and tokens.token_id <> (
                     choice.token_ids ->> (tokens.position - places.prompt_tokens)
                 )::integer
+            offset 0
         )
 ),
 

@@ -18,9 +18,9 @@ with places as materialized (
     from {{ dbt_nn.frontier() }} as frontier
     inner join {{ prompts }} as prompts
         on frontier.sequence_id = prompts.sequence_id
-    inner join {{ input }} as x
-        on frontier.sequence_id = x.sequence_id
-        and frontier.position = x.position
+    cross join {{ dbt_nn.at_place(
+        input, 'x', 'frontier', ['sequence_id', 'position']
+    ) }}
     where prompts.pooling_mode is not null
         and frontier.step = 0
 ),

@@ -35,8 +35,8 @@ with newest as materialized (
         from {{ dbt_nn.frontier() }} as frontier
         group by sequence_id
     ) as last
-    inner join {{ logits }} as head using (sequence_id, position)
     inner join {{ prompts }} as prompts using (sequence_id)
+    cross join {{ dbt_nn.at_place(logits, 'head', 'last') }}
     where {{ dbt_nn.in_band('last') }}
 ),
 

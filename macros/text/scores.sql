@@ -22,14 +22,21 @@ with predictions as (
         next_token.position,
         next_token.token_id,
         {{ dbt_nn.matmul('x.activation', weights, as='array') }} as logits
-    from {{ dbt_nn.at_frontier(input, 'x') }}
+    from {{ dbt_nn.frontier() }} as frontier
     inner join {{ prompts }} as prompts
-        on x.sequence_id = prompts.sequence_id
-    inner join {{ tokens }} as next_token
-        on x.sequence_id = next_token.sequence_id
-        and x.position + 1 = next_token.position
-    where next_token.step = 0
-        and prompts.prompt_logprobs
+        on frontier.sequence_id = prompts.sequence_id
+    cross join lateral (
+        select
+            tokens.position,
+            tokens.token_id
+        from {{ tokens }} as tokens
+        where tokens.sequence_id = frontier.sequence_id
+            and tokens.position = frontier.position + 1
+            and tokens.step = 0
+        offset 0
+    ) as next_token
+    cross join {{ dbt_nn.at_place(input, 'x', 'frontier') }}
+    where prompts.prompt_logprobs
     offset 0
 )
 

@@ -1,10 +1,18 @@
-"""A layer whose rows parallel workers share is the same as without them."""
+"""What layers' functions do.
+
+A layer whose rows parallel workers share is the same as without them, and rows of other
+layers are looked up by all columns of their place.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg2.extensions import connection as Connection
@@ -154,6 +162,127 @@ def test_bands_of_images(ddpm: Ddpm) -> None:
 
 def test_bands_of_texts(gpt2: Gpt2) -> None:
     check_bands(gpt2, "gpt2_completion_tokens")
+
+
+# --- Plans --------------------------------------------------------------------
+
+
+@contextmanager
+def explained(connection: Connection) -> Iterator[deque[str]]:
+    """The plans of all statements, those of functions among them."""
+    settings = {
+        "auto_explain.log_min_duration": 0,
+        "auto_explain.log_nested_statements": "on",
+        "auto_explain.log_format": "json",
+        "client_min_messages": "log",
+    }
+    # psycopg2 keeps a list short
+    connection.notices, notices = deque(), connection.notices
+    with connection.cursor() as cursor:
+        cursor.execute("load 'auto_explain'")
+        for name, value in settings.items():
+            cursor.execute(f"set {name} = {value}")
+        try:
+            yield connection.notices
+        finally:
+            for name in settings:
+                cursor.execute(f"reset {name}")
+            connection.notices = notices
+
+
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes_of(child)
+
+
+def looked_up_in_part(plan: dict[str, Any], place: tuple[str, ...]) -> set[str]:
+    """Rows of a relation by its index, of which too many are read.
+
+    Those whose index condition lacks a column of their place that the plan compares
+    with another relation's, after the rows were read.
+    """
+    nodes = list(nodes_of(plan))
+    conditions = {
+        node["Alias"]: node for node in nodes if {"Alias", "Index Cond"} <= {*node}
+    }
+    found = set()
+    for node in nodes:
+        filters = " ".join(node.get(kind, "") for kind in ("Filter", "Join Filter"))
+        for alias, scan in conditions.items():
+            for column in place:
+                name = rf'{alias}\."?{column}"?'
+                compared = re.search(rf"\({name} = [^\d]|= {name}\)", filters)
+                if compared and not re.search(rf"\b{column}\b", scan["Index Cond"]):
+                    found.add(f"{scan['Relation Name']} by {scan['Index Cond']}")
+    return found
+
+
+def forget_statistics(runs: Runs) -> None:
+    """Take the tables back to where nothing has vacuumed or analyzed them yet."""
+    schemas = [[runs.schema, runs.layer_schema]]
+    tables = "select oid from pg_class where relnamespace = any(%s::regnamespace[])"
+    runs.execute(f"delete from pg_statistic where starelid in ({tables})", schemas)
+    runs.execute(
+        "update pg_class set relpages = 0, reltuples = -1 "
+        f"where relkind = 'r' and oid in ({tables})",
+        schemas,
+    )
+
+
+def check_plans(
+    runs: Runs, results: str, statements: list[str], place: tuple[str, ...]
+) -> None:
+    """Of statements that are rolled back, whatever the planner knows of the input."""
+    functions = layer_functions(runs.connection, f"{runs.schema}.{results}_step")
+    calls = [f"select {function}(true)" for _, function in functions]
+    calls += [f"select {runs.schema}.{results}_forward(true)", *statements]
+    # layers have no statistics; the others have, after a while
+    inputs = runs.query(
+        "select oid::regclass::text as name from pg_class "
+        "where relkind = 'r' and relnamespace = %s::regnamespace",
+        [runs.schema],
+    )
+    for is_analyzed in (False, True):
+        forget_statistics(runs)
+        if is_analyzed:
+            runs.execute(f"analyze {', '.join(row['name'] for row in inputs)}")
+        with entered(runs.connection, runs.layer_schema, runs.schema) as cursor:
+            cursor.execute("begin; set local max_parallel_workers_per_gather = 0")
+            with explained(runs.connection) as notices:
+                for call in calls:
+                    cursor.execute(call)
+            cursor.execute("rollback")
+        plans = [
+            json.loads(plan)
+            for _, _, plan in (n.partition("plan:") for n in notices)
+            if plan
+        ]
+        assert sum("insert into" in plan["Query Text"] for plan in plans) > len(
+            functions
+        )
+        found = {
+            (plan["Query Text"].split("\n")[0], scan)
+            for plan in plans
+            for scan in looked_up_in_part(plan["Plan"], place)
+        }
+        assert not found, f"analyzed: {is_analyzed}"
+
+
+def test_plans_of_images(ddpm: Ddpm) -> None:
+    """A place is looked up by all of its columns."""
+    check_plans(ddpm, "ddpm_denoised", [], ("image_id", "step", "y", "x"))
+
+
+def test_plans_of_texts(gpt2: Gpt2) -> None:
+    """Of prompts, and of a step after them."""
+    step = [
+        f"update {gpt2.schema}.gpt2_completion_tokens set finish_reason = null",
+        f"update {gpt2.schema}.gpt2_prompts "
+        "set max_new_tokens = 30, finished_at = null",
+        f"select {gpt2.schema}.gpt2_completion_tokens_step()",
+    ]
+    check_plans(gpt2, "gpt2_completion_tokens", step, ("sequence_id", "position"))
 
 
 def test_what_runs_can_be_seen(dbt: Dbt, gpt2: Gpt2, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ from product
 inner join {{ time_embedding }} as time_embedding using (image_id)
 {%- endif %}
 {%- if residual %}
-inner join {{ residual }} as residual using ({{ dbt_nn.place_columns() | join(', ') }})
+cross join {{ dbt_nn.at_place(residual, 'residual', 'product') }}
 {%- endif %}
 {%- endmacro %}
 

@@ -191,10 +191,14 @@ with matches as (
         on kept.network = intervention.network
         and kept.layer = intervention.layer
         and kept.number = case intervention.what when 'mean' then 0 else intervention.number end
-    left join {{ relation }} as source
-        on intervention.source_position is null
-        and source.sequence_id = intervention.source_sequence_id
-        and source.position = x.position
+    left join lateral (
+        select source.activation
+        from {{ relation }} as source
+        where intervention.source_position is null
+            and source.sequence_id = intervention.source_sequence_id
+            and source.position = x.position
+        offset 0
+    ) as source on true
     where intervention.what <> 'replace'
         or intervention.source_position is not null
         or frontier.step = 0
