@@ -31,24 +31,25 @@
 
 
 {#- A kernel's products of every row of x with weights in memory: a SELECT of (place,
-    block, chunk, outputs). -#}
+    block, chunk, outputs). The places are arrays as the activations are: a join by the
+    row's number would compare each product with every row of x. -#}
 {% macro resident_products(x) -%}
 select
-    {{ dbt_nn.place('input') }},
+    {%- for column in dbt_nn.place_columns() %}
+    inputs.{{ column }}s[product.number] as {{ column }},
+    {%- endfor %}
     product.block,
     product.chunk,
     product.outputs
 from (
-    select array_agg({{ x }}.activation order by {{ dbt_nn.place(x) }}) as activations
+    select
+        {%- for column in dbt_nn.place_columns() + ['activation'] %}
+        array_agg({{ x }}.{{ column }} order by {{ dbt_nn.place(x) }}) as {{ column }}s
+        {{- ',' if not loop.last }}
+        {%- endfor %}
     from {{ x }}
 ) as inputs
 cross join lateral {{ dbt_nn.resident_function(this) }}(inputs.activations) as product
-inner join (
-    select
-        {{ dbt_nn.place(x) }},
-        row_number() over (order by {{ dbt_nn.place(x) }}) as number
-    from {{ x }}
-) as input using (number)
 {%- endmacro %}
 
 
