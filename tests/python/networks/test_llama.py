@@ -155,7 +155,8 @@ def expected(
 ) -> dict[str, dict[int, np.ndarray]]:
     """What transformers makes of texts, in float64: layer -> text -> [places, n].
 
-    Of each text it reads so many tokens at once, then one by one, with its cache.
+    Of each text it reads so many tokens at once, then one by one, with its cache; all
+    at once where the window is 1: of that, the cache keeps every key (`[-1 + 1 :]`).
     """
     described: Network = generate_network.describe(source, name)
     layers: dict[str, dict[int, np.ndarray]] = {}
@@ -167,7 +168,9 @@ def expected(
         seen = watch(network)
         parts: dict[str, list[torch.Tensor]] = {}
         cache = None
-        for tokens in (ids[: read[text]], *([token] for token in ids[read[text] :])):
+        window = getattr(network.config, "sliding_window", None)
+        first = len(ids) if window == 1 else read[text]
+        for tokens in (ids[:first], *([token] for token in ids[first:])):
             output = network(
                 torch.tensor([tokens]), past_key_values=cache, use_cache=True
             )
