@@ -25,8 +25,7 @@ with places as (
         cardinality(prompts.prompt_token_ids) as prompt_tokens,
         frontier.position
     from {{ dbt_nn.frontier() }} as frontier
-    inner join {{ prompts }} as prompts
-        on frontier.sequence_id = prompts.sequence_id
+    cross join {{ dbt_nn.at_place(prompts, 'prompts', 'frontier', ['sequence_id']) }}
     where prompts.choice_token_ids is not null
         and frontier.position >= cardinality(prompts.prompt_token_ids) - 1
 ),

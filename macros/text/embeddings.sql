@@ -16,8 +16,7 @@ with places as materialized (
         x.activation,
         prompts.pooling_mode
     from {{ dbt_nn.frontier() }} as frontier
-    inner join {{ prompts }} as prompts
-        on frontier.sequence_id = prompts.sequence_id
+    cross join {{ dbt_nn.at_place(prompts, 'prompts', 'frontier', ['sequence_id']) }}
     cross join {{ dbt_nn.at_place(
         input, 'x', 'frontier', ['sequence_id', 'position']
     ) }}

@@ -35,7 +35,7 @@ with newest as materialized (
         from {{ dbt_nn.frontier() }} as frontier
         group by sequence_id
     ) as last
-    inner join {{ prompts }} as prompts using (sequence_id)
+    cross join {{ dbt_nn.at_place(prompts, 'prompts', 'last', ['sequence_id']) }}
     cross join {{ dbt_nn.at_place(logits, 'head', 'last') }}
     where {{ dbt_nn.in_band('last') }}
 ),

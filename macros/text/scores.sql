@@ -23,8 +23,7 @@ with predictions as (
         next_token.token_id,
         {{ dbt_nn.matmul('x.activation', weights, as='array') }} as logits
     from {{ dbt_nn.frontier() }} as frontier
-    inner join {{ prompts }} as prompts
-        on frontier.sequence_id = prompts.sequence_id
+    cross join {{ dbt_nn.at_place(prompts, 'prompts', 'frontier', ['sequence_id']) }}
     cross join lateral (
         select
             tokens.position,
