@@ -970,8 +970,8 @@ MUTATIONS = [
     Mutation(
         "the same noise for every image",
         "diffusion/denoise.sql",
-        "                requests.seed,\n",
-        "                7,\n",
+        "select requests.seed\n",
+        "select 7\n",
         "each_step_has_noise_of_its_own",
     ),
     Mutation(
