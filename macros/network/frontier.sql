@@ -6,16 +6,9 @@
     It is looked up in the graph, not by ref(), so that the lineage shows the
     network and not an arrow from the frontier to every layer; the order holds
     all the same, since the first layer refs the frontier.
-
-    In what a layer's function runs it is what the view selects, where the family says
-    how (`<family>_step_places`), without looking for the newest step: the function has
-    found that, see create_forward_function().
 -#}
 {% macro frontier() -%}
-    {%- set network = config.meta_get('network') -%}
-    {%- set places = dbt_nn.family_macro(config.meta_get('family'), 'step_places')
-        if dbt_nn.way() -%}
-    {{- places(network) if places else dbt_nn.network_relation(network ~ '_frontier') -}}
+    {{- dbt_nn.network_relation(config.meta_get('network') ~ '_frontier') -}}
 {%- endmacro %}
 
 

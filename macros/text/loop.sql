@@ -45,23 +45,6 @@
 {%- endmacro %}
 
 
-{#- The places of a step, as text_frontier() has them: a FROM item. It begins with the
-    step that the setting dbt_nn.from_step says. -#}
-{% macro text_step_places(network) -%}
-    (
-        select sequence_id, position, token_id, step
-        from {{ dbt_nn.network_relation(network ~ '_tokens') }}
-        where step >= current_setting('dbt_nn.from_step')::integer
-    )
-{%- endmacro %}
-
-
-{#- The step that the network computes now: a scalar expression. -#}
-{% macro text_newest_step(network) -%}
-    (select max(step) from {{ dbt_nn.network_relation(network ~ '_tokens') }})
-{%- endmacro %}
-
-
 {#- Whether the batch is of one text: a scalar expression. -#}
 {% macro text_is_alone(network) -%}
     (

@@ -135,7 +135,6 @@ def computed_in_shares(
     layers = {}
     with entered(runs.connection, runs.layer_schema, runs.schema) as cursor:
         cursor.execute("set dbt_nn.all_places = 'true'")
-        cursor.execute("set dbt_nn.from_step = 0")
         for table, _ in functions:
             all_bands = table.removesuffix('"') + '_bands"'
             cursor.execute(
@@ -150,7 +149,6 @@ def computed_in_shares(
                 )
                 [(layers[table],)] = cursor.fetchall()
         cursor.execute("reset dbt_nn.all_places")
-        cursor.execute("reset dbt_nn.from_step")
     return layers
 
 

@@ -362,7 +362,6 @@
     there was one: other sessions may have all the batches that are left. -#}
 {% macro create_step_function(relation, network, family) -%}
     {%- set is_alone = dbt_nn.family_macro(family, 'is_alone') -%}
-    {%- set newest_step = dbt_nn.family_macro(family, 'newest_step') -%}
     {%- set completes_blocks = dbt_nn.family_macro(family, 'completes_blocks') %}
     drop function if exists {{ dbt_nn.step_function(relation) }}();
     create function {{ dbt_nn.step_function(relation) }}()
@@ -388,10 +387,6 @@
             perform pg_sleep(0.1);
             return false;
         end if;
-        {%- if newest_step %}
-        {#- once for all layers #}
-        perform set_config('dbt_nn.newest_step', {{ newest_step(network) }}::text, true);
-        {%- endif %}
         {%- for node in dbt_nn.layers_in_order(network) %}
         {%- set of_blocks = completes_blocks and 'block' in node.config.meta.place %}
         {%- if of_blocks %}

@@ -250,8 +250,7 @@ md5('{{ local_md5(sql) }}' ||
     the last step's, or begins anew with all places. `held` says for which texts the
     weights are to be held in memory: for 'several', for 'one', or not. The planner
     settings pin what is best at every size, since plans are made while the tables are
-    still empty: ordered index scans, nested loops. Where the loop has not said which step
-    is the newest (dbt_nn.newest_step), it is looked for.
+    still empty: ordered index scans, nested loops.
 
     program   see program()
 -#}
@@ -260,7 +259,6 @@ md5('{{ local_md5(sql) }}' ||
     {%- set is_layer = config.get('materialized') == 'layer' -%}
     {%- set family = config.meta_get('family') -%}
     {%- set outdated = none if is_layer else dbt_nn.family_macro(family, 'outdated') -%}
-    {%- set newest_step = dbt_nn.family_macro(family, 'newest_step') -%}
     {%- set on_conflict = dbt_nn.on_conflict() -%}
     {%- if program.band -%}
     {{ dbt_nn.create_band_functions(relation, program) }}
@@ -281,22 +279,14 @@ md5('{{ local_md5(sql) }}' ||
     as $forward$
     {{ dbt_nn.definition_mark() }}
     #variable_conflict use_column
+    {%- if program.band %}
     declare
-        {%- if policy.keeps_steps %}
-        {# an assignment takes a tenth of the time of a `perform` #}
-        setting text := set_config('dbt_nn.all_places', all_places::text, true);
-        {%- endif %}
-        {%- if program.band %}
         work bigint;
         bands integer := 1;
-        {%- endif %}
+    {%- endif %}
     begin
-        {%- if newest_step %}
-        setting := case when all_places then '0' else current_setting('dbt_nn.newest_step', true) end;
-        if coalesce(setting, '') = '' then
-            setting := coalesce({{ newest_step(config.meta_get('network')) }}, 0);
-        end if;
-        setting := set_config('dbt_nn.from_step', setting, true);
+        {%- if policy.keeps_steps %}
+        perform set_config('dbt_nn.all_places', all_places::text, true);
         {%- endif %}
         {%- if not policy.keeps_batches %}
         {#- To truncate makes new files, and searches all of the server's cache for
