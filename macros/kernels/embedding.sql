@@ -20,12 +20,6 @@
 
 
 {% macro default__embedding(tokens, words, positions, types, first_position) -%}
-{#- A row of a table takes as long as some 50,000 multiply-adds; a tenth counts, as a row
-    that a worker gives back costs the leader time, too. -#}
-{{ dbt_nn.parallel_work(
-    '(select count(*) from ' ~ tokens ~ ') * '
-    ~ 5000 * ([words, positions, types] | select | list | length)
-) -}}
 select
     {{ dbt_nn.place('tokens') }},
     {{ dbt_nn.embedding_row(words, 'tokens.token_id') }}
@@ -40,9 +34,6 @@ select
     + {{ dbt_nn.embedding_row(types, 'tokens.type_id') }}
     {%- endif %} as activation
 from {{ tokens }} as tokens
-{%- if dbt_nn.is_banded() %}
-where {{ dbt_nn.in_band('tokens') }}
-{%- endif %}
 {%- endmacro %}
 
 

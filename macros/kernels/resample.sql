@@ -8,11 +8,6 @@
     the first half of diffusers' Upsample2D.
 -#}
 {% macro upsample_nearest(input) -%}
-{#- To write the rows takes longest, which workers leave to the leader: to copy a place
-    four times, as long as some 4,000 multiply-adds. -#}
-{{ dbt_nn.parallel_work(
-    '(select count(*) from ' ~ dbt_nn.at_frontier(input, 'x') ~ ') * 4000'
-) -}}
 select
     x.image_id,
     x.y * 2 + down.i as y,
@@ -21,9 +16,6 @@ select
 from {{ dbt_nn.at_frontier(input, 'x') }}
 cross join generate_series(0, 1) as down (i)
 cross join generate_series(0, 1) as across (i)
-{%- if dbt_nn.is_banded() %}
-where {{ dbt_nn.in_band('x') }}
-{%- endif %}
 {%- endmacro %}
 
 
@@ -37,17 +29,9 @@ where {{ dbt_nn.in_band('x') }}
     Behaves as torch.cat((left, right), dim=1).
 -#}
 {% macro concatenate(left, right) -%}
-{#- To look a place up takes as long as some 15,000 multiply-adds; a fourth counts, as a
-    row that a worker gives back costs the leader time, too. -#}
-{{ dbt_nn.parallel_work(
-    '(select count(*) from ' ~ dbt_nn.at_frontier(left, 'x') ~ ') * 4000'
-) -}}
 select
     {{ dbt_nn.place('x') }},
     x.activation || skip.activation as activation
 from {{ dbt_nn.at_frontier(left, 'x') }}
 inner join {{ right }} as skip using ({{ dbt_nn.place_columns() | join(', ') }})
-{%- if dbt_nn.is_banded() %}
-where {{ dbt_nn.in_band('x') }}
-{%- endif %}
 {%- endmacro %}

@@ -18,25 +18,12 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 from conftest import Dbt
-from dbt_nn import generate as generate_network
-from llama_checkpoints import save
-from runs import (
-    TWIN,
-    UNET_TWIN,
-    Ddpm,
-    Gpt2,
-    Runs,
-    copy_bare_project,
-    entered,
-    load_checkpoint,
-)
+from runs import TWIN, UNET_TWIN, Ddpm, Gpt2, Runs, entered, load_checkpoint
 
 # Every layer that has bands is shared, however small.
 EAGER = {"work_per_process": 1}
 
 NOT_ASKED_FOR = ('_choice_tokens"', '_pooling"')
-# Nearly nothing to share: of each timestep, or angles, of which all may need the last.
-NO_BANDS = (*NOT_ASKED_FOR, '_time_proj"', '_silu"', '_rotary_emb"')
 Layers = dict[str, str]  # name -> digest of its rows
 
 
@@ -60,33 +47,11 @@ def gpt2(
     runs = Gpt2(dbt, connection, "test_bands_text", tmp_path_factory.mktemp("target"))
     runs.write_prompts(
         {"prompt_id": length, "prompt_token_ids": list(range(length))}
-        for length in (1, 19, 140)
+        for length in (1, 19, 70)
     )
     runs.run(gpt2_options={"max_new_tokens": 1}, **EAGER)
     yield runs
     runs.drop()
-
-
-@pytest.fixture(scope="module")
-def qwen3(
-    dbt: Dbt, connection: Connection, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Gpt2]:
-    """A network of one level with the kernels of the Llama family."""
-    name, folder = "bands_qwen3", tmp_path_factory.mktemp("qwen3")
-    source = save(folder / name, "qwen3", seed=1, num_hidden_layers=1)
-    load_checkpoint(source, name)
-    project = copy_bare_project(folder / "project")
-    files = generate_network.generate(source, name)
-    generate_network.write(project / "models" / name, files)
-    runs = Gpt2(dbt, connection, "test_bands_qwen3", folder / "target", name, project)
-    runs.write_prompts(
-        {"prompt_id": length, "prompt_token_ids": list(range(length))}
-        for length in (1, 19, 140)
-    )
-    runs.run(**{f"{name}_options": {"max_new_tokens": 1}}, **EAGER)
-    yield runs
-    runs.drop()
-    runs.execute(f"drop schema {name} cascade")
 
 
 def layer_functions(connection: Connection, step: str) -> list[tuple[str, str]]:
@@ -165,6 +130,7 @@ def workers_launched(connection: Connection) -> int:
 
 def check_bands(runs: Runs, results: str) -> None:
     functions = layer_functions(runs.connection, f"{runs.schema}.{results}_step")
+    assert len(functions) > 50
 
     def run(*settings: str) -> tuple[Layers, int]:
         return computed(runs, functions, *settings)
@@ -180,15 +146,14 @@ def check_bands(runs: Runs, results: str) -> None:
         assert shared == serial, f"{workers} workers"
     for bands, share in ((2, 0.25), (3, 0.11), (2, 0.0)):
         shared = computed_in_shares(runs, functions, bands, share)
-        alone = serial.keys() - shared.keys()
-        assert all(table.endswith(NO_BANDS) for table in alone), alone
+        assert len(shared) > 50
         assert shared.items() <= serial.items(), f"{bands} bands, {share} each"
     # planned, and not there when it comes to it
-    planned, launched = run(
+    alone, launched = run(
         "max_parallel_workers_per_gather = 2", "max_parallel_workers = 0"
     )
     assert launched == 0
-    assert planned == serial
+    assert alone == serial
 
 
 def test_bands_of_images(ddpm: Ddpm) -> None:
@@ -197,11 +162,6 @@ def test_bands_of_images(ddpm: Ddpm) -> None:
 
 def test_bands_of_texts(gpt2: Gpt2) -> None:
     check_bands(gpt2, "gpt2_completion_tokens")
-
-
-@pytest.mark.long
-def test_bands_of_the_llama_family(qwen3: Gpt2) -> None:
-    check_bands(qwen3, "bands_qwen3_completion_tokens")
 
 
 # --- Plans --------------------------------------------------------------------

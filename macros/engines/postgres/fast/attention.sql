@@ -346,27 +346,16 @@ end * {{ dbt_nn.broadcast(
 
 {% macro postgres__attention_blocks(key, value, heads) -%}
 {%- set short, long = dbt_nn.value_blocks() -%}
-{#- An element of the values, which are transposed, takes as long as some 700
-    multiply-adds. -#}
-{{ dbt_nn.parallel_work("pg_relation_size('" ~ value ~ "') / 4 * 700") -}}
-{# A long block is put together from short ones: no band transposes another's values. #}
 with complete as (
     select
         last.sequence_id,
         last.position,
         blocks.positions
-    from (
-        select
-            sequence_id,
-            position,
-            position / {{ long }} as long_block
-        from {{ dbt_nn.frontier() }}
-    ) as last
+    from {{ dbt_nn.frontier() }} as last
     inner join (
         values ({{ dbt_nn.key_block() }}), ({{ short }}), ({{ long }})
     ) as blocks (positions)
         on last.position % blocks.positions = blocks.positions - 1
-    where {{ dbt_nn.in_band('last', ['sequence_id', 'long_block']) }}
 ),
 
 {# the values of each short block that is complete, or part of a long one that is #}

@@ -11,9 +11,6 @@
 -#}
 
 {% macro postgres__layer_norm(input, weights, epsilon) -%}
-{#- A row that a worker gives back costs the leader nearly as much as to make it, so that
-    little of the work counts. -#}
-{{ dbt_nn.parallel_work("pg_relation_size('" ~ input ~ "') / 4 * 10") -}}
 {# one row #}
 with norm as materialized (
     select
@@ -58,7 +55,6 @@ cross join lateral (
             '(norm.n + 7) / 8',
         ) }} as mean
     from {{ dbt_nn.at_frontier(input, 'x') }}
-    where {{ dbt_nn.in_band('x') }}
     offset 0
 ) as x
 {%- endmacro %}

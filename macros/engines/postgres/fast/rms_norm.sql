@@ -5,9 +5,6 @@
 -#}
 
 {% macro postgres__rms_norm(input, weights, epsilon) -%}
-{#- A row that a worker gives back costs the leader nearly as much as to make it, so that
-    little of the work counts. -#}
-{{ dbt_nn.parallel_work("pg_relation_size('" ~ input ~ "') / 4 * 10") -}}
 {# one row #}
 with norm as materialized (
     select
@@ -37,7 +34,6 @@ from norm
 cross join lateral (
     select {{ dbt_nn.place('x') }}, x.activation
     from {{ dbt_nn.at_frontier(input, 'x') }}
-    where {{ dbt_nn.in_band('x') }}
     offset 0
 ) as x
 {%- endmacro %}
